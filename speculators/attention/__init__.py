@@ -1,0 +1,1 @@
+"""Attention of anchored blocks: one mask definition, one interface, two backends."""

@@ -1,0 +1,52 @@
+"""FlexAttention backend: compiled kernels on a GPU, the eager reference (forward) on a CPU."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+
+def flex_block_attention(
+    q: Float[Tensor, "anchor block head head_dim"],
+    k_context: Float[Tensor, "sequence kv_head head_dim"],
+    v_context: Float[Tensor, "sequence kv_head head_dim"],
+    k_block: Float[Tensor, "anchor block kv_head head_dim"],
+    v_block: Float[Tensor, "anchor block kv_head head_dim"],
+    mask: BlockMask,
+) -> Float[Tensor, "anchor block head head_dim"]:
+    """Attend every slot to its context and its block, scale head_dim^-0.5, grouped queries."""
+    keys = torch.cat([k_context, k_block.flatten(0, 1)])
+    values = torch.cat([v_context, v_block.flatten(0, 1)])
+    out = _kernel(q.device.type)(
+        _heads_first(q.flatten(0, 1)),
+        _heads_first(keys),
+        _heads_first(values),
+        block_mask=mask,
+        enable_gqa=q.shape[2] != keys.shape[1],
+    )
+    return out[0].transpose(0, 1).reshape(q.shape)
+
+
+def _heads_first(x: Tensor) -> Tensor:
+    return x.transpose(0, 1)[None]
+
+
+@cache
+def _kernel(device_type: str) -> Callable[..., Tensor]:
+    """Return the attention function of a device; compiled once per process and shape."""
+    if device_type != "cpu":
+        return torch.compile(flex_attention, dynamic=False)
+    return _eager
+
+
+def _eager(*args: Tensor, **options: object) -> Tensor:
+    with warnings.catch_warnings():
+        # The eager form is wanted here: it is the reference for the compiled kernels.
+        warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
+        return flex_attention(*args, **options)  # pyright: ignore

@@ -1,0 +1,5 @@
+"""The command line: `speculators train|prepare|evaluate`, and `python train.py`."""
+
+from speculators.cli.entry import main
+
+__all__ = ["main"]

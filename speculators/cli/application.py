@@ -1,0 +1,98 @@
+"""A command as a Hydra application: checks the command line, composes, runs the stage."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import hydra
+from hydra._internal.utils import get_args
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+
+from speculators.cli.commands import Command
+from speculators.config.checking import check
+from speculators.config.composition import VERSION_BASE, Request
+from speculators.config.folder import config_folder
+from speculators.config.loading import one_line, to_config
+from speculators.config.registry import register
+from speculators.errors import ConfigError, SpeculatorsError
+
+OBJECTIVE = "acceptance_length"
+"""What a sweeper maximises, of the mapping a stage returns."""
+
+
+@dataclass
+class Task:
+    """What Hydra calls for each run. Sweep launchers send it to other processes.
+
+    Attributes:
+        command: the stage.
+        argv: the command line, for the record.
+        error: what stopped a single run; in a multirun Hydra has to see it itself.
+    """
+
+    command: Command
+    argv: tuple[str, ...]
+    error: SpeculatorsError | None = None
+
+    def __call__(self, composed: Any) -> Any:
+        """Run the stage on a composed configuration and return its objective."""
+        state = HydraConfig.get()
+        try:
+            config = to_config(composed, output_dir=state.runtime.output_dir)
+            result = importlib.import_module(self.command.module).run(config, self.argv)
+        except SpeculatorsError as error:
+            if state.mode is RunMode.MULTIRUN:
+                raise
+            self.error = error
+            return None
+        return result.get(OBJECTIVE) if isinstance(result, Mapping) else result
+
+
+def start(command: Command, arguments: Sequence[str]) -> None:
+    """Run a command with Hydra's flags and overrides.
+
+    Args:
+        command: which.
+        arguments: what stands after its name.
+
+    Raises:
+        SpeculatorsError: anything the user can mend; nothing has been written when it is about
+            the configuration.
+    """
+    # Without it Hydra prints errors in its own way and exits by itself.
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    register()
+    _check(command, arguments)
+    task = Task(command, ("speculators", command.name, *arguments))
+    application = hydra.main(str(config_folder()), command.name, VERSION_BASE)(task)
+    program, sys.argv = sys.argv, [sys.argv[0], *arguments]
+    try:
+        application()
+    except HydraException as error:
+        raise ConfigError(one_line(error)) from error
+    finally:
+        sys.argv = program
+    if task.error is not None:
+        raise task.error
+
+
+def _check(command: Command, arguments: Sequence[str]) -> None:
+    """Check the command line, unless it only asks Hydra something."""
+    flags = get_args(arguments)
+    asks_hydra = flags.info or flags.hydra_help or flags.shell_completion
+    if asks_hydra or flags.config_path or flags.experimental_rerun:
+        return
+    request = Request(
+        config_name=flags.config_name or command.name,
+        overrides=tuple(flags.overrides),
+        config_dir=flags.config_dir,
+        multirun=flags.multirun,
+    )
+    check(request, needs=command.needs, values=flags.cfg is None)

@@ -1,0 +1,74 @@
+"""Which commands there are.
+
+A new one is an entry here, a primary config `conf/<name>.yaml` whose comment explains it, and a
+module with `run(config: Config, argv: Sequence[str]) -> Mapping | float | None`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Command:
+    """One stage that can be started from the command line.
+
+    Attributes:
+        name: how it is called; also its primary config.
+        module: imported only when the command really runs.
+        summary: one line for the overview.
+        keys: what people change most, for the help; dotted.
+        needs: top-level keys without which it cannot run.
+    """
+
+    name: str
+    module: str
+    summary: str
+    keys: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+
+
+_DATA = ("verifier.name_or_path", "verifier.template", "data.path", "data.max_samples")
+_ROWS = ("training.sequence_length", "training.validation_fraction")
+_DRAFTER = (
+    "speculator.num_layers",
+    "speculator.block_size",
+    "speculator.max_anchors",
+    "speculator.target_layer_ids",
+    "speculator.draft_vocab_size",
+    "speculator.mask_token_id",
+    "speculator.loss_decay_gamma",
+    "speculator.from_pretrained",
+)
+_LOOP = ("optimizer.lr", "training.max_steps", "training.epochs", "training.accumulation_steps")
+_DECODING = (
+    "evaluation.prompts",
+    "evaluation.num_prompts",
+    "evaluation.max_new_tokens",
+    "evaluation.temperature",
+)
+_RUN = ("seed", "device", "num_threads", "output_dir", "cache_dir")
+_MASKING = ("data.truncation", "data.multi_turn", "data.bad_rows", "show")
+
+_TRAIN = Command(
+    "train",
+    "speculators.launch.train",
+    "everything that is still missing, then training, evaluation and a report",
+    (*_DATA, *_ROWS, *_DRAFTER, "hidden_states.endpoints", *_LOOP, *_DECODING, *_RUN),
+)
+_PREPARE = Command(
+    "prepare",
+    "speculators.launch.prepare",
+    "conversations -> token ids, loss mask, token frequencies and a data report",
+    (*_DATA, *_ROWS, *_MASKING, *_RUN),
+)
+_EVALUATE = Command(
+    "evaluate",
+    "speculators.launch.evaluate",
+    "lossless speculative decoding with a drafter, against plain decoding",
+    ("checkpoint", *_DECODING, "evaluation.sampling", *_RUN),
+    needs=("checkpoint",),
+)
+
+COMMANDS = {command.name: command for command in (_TRAIN, _PREPARE, _EVALUATE)}
+"""Every command by name, in the order of the help."""

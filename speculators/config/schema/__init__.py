@@ -1,0 +1,63 @@
+"""What can be configured: one dataclass per group, torch-free, validated as a whole.
+
+Schemas state a field's existence, type, unit, range and neutral default. Which values belong
+together is said once, in the YAML files under `conf/`. Every schema may have
+`problems(self) -> Iterator[Problem]`; `speculators.config.validation` walks the tree, calls it
+everywhere and prefixes the dotted path.
+"""
+
+from speculators.config.schema.data import DataConfig, DataFormat, MultiTurn, Truncation
+from speculators.config.schema.evaluation import EvaluationConfig, Sampling
+from speculators.config.schema.hidden_states import (
+    HiddenStatesConfig,
+    HiddenStatesMode,
+    OnGenerate,
+    OnMissing,
+)
+from speculators.config.schema.optimization import (
+    AdamWConfig,
+    MuonConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    ScheduleName,
+)
+from speculators.config.schema.root import AttentionBackend, Config
+from speculators.config.schema.speculator import LossWeights, SpeculatorConfig
+from speculators.config.schema.training import (
+    BestMetric,
+    FloatType,
+    LauncherConfig,
+    Precision,
+    TrackerConfig,
+    TrainingConfig,
+)
+from speculators.config.schema.verifier import VerifierConfig
+
+__all__ = [
+    "AdamWConfig",
+    "AttentionBackend",
+    "BestMetric",
+    "Config",
+    "DataConfig",
+    "DataFormat",
+    "EvaluationConfig",
+    "FloatType",
+    "HiddenStatesConfig",
+    "HiddenStatesMode",
+    "LauncherConfig",
+    "LossWeights",
+    "MultiTurn",
+    "MuonConfig",
+    "OnGenerate",
+    "OnMissing",
+    "OptimizerConfig",
+    "Precision",
+    "Sampling",
+    "ScheduleConfig",
+    "ScheduleName",
+    "SpeculatorConfig",
+    "TrackerConfig",
+    "TrainingConfig",
+    "Truncation",
+    "VerifierConfig",
+]

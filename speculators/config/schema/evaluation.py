@@ -1,0 +1,45 @@
+"""`evaluation`: speculative decoding of real prompts, against plain decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+from speculators.config.schema.problem import Problem, at_least
+
+
+class Sampling(Enum):
+    """How a drafted token is accepted at temperature > 0; both leave the distribution unchanged."""
+
+    one_hot = "one_hot"
+    ratio = "ratio"
+
+
+@dataclass
+class EvaluationConfig:
+    """Prompts and decoding of one evaluation."""
+
+    name: str = "default"
+    """Short name of the choice."""
+    enabled: bool = True
+    """Decode after training."""
+    prompts: str | None = None
+    """JSON Lines file of prompts (`turns` or `prompt`); null takes held-out conversations."""
+    num_prompts: int | None = 40
+    """Use the first n prompts; null uses all."""
+    max_new_tokens: int = 128
+    """Longest answer, in tokens."""
+    temperature: float = 0.0
+    """0 is greedy decoding."""
+    sampling: Sampling = Sampling.one_hot
+    """one_hot: drafts by argmax, accepted with p(draft); ratio: drafts sampled from q, accepted
+    with min(1, p/q)."""
+    compare: bool = True
+    """Also decode without drafting: proves losslessness and measures the speed-up."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Check the ranges."""
+        yield from at_least(self, "num_prompts", 1)
+        yield from at_least(self, "max_new_tokens", 1)
+        yield from at_least(self, "temperature", 0)

@@ -1,0 +1,67 @@
+"""The whole configuration: what every command composes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+from omegaconf import MISSING
+
+from speculators.config.schema.data import DataConfig
+from speculators.config.schema.evaluation import EvaluationConfig
+from speculators.config.schema.hidden_states import HiddenStatesConfig
+from speculators.config.schema.optimization import OptimizerConfig, ScheduleConfig
+from speculators.config.schema.problem import Problem, at_least
+from speculators.config.schema.speculator import SpeculatorConfig
+from speculators.config.schema.training import LauncherConfig, TrackerConfig, TrainingConfig
+from speculators.config.schema.verifier import VerifierConfig
+
+
+class AttentionBackend(Enum):
+    """Who computes draft attention. All backends read the same mask definition."""
+
+    auto = "auto"
+    flex = "flex"
+    sdpa = "sdpa"
+
+
+@dataclass
+class Config:
+    """One composed configuration; groups are merged in from `conf/`."""
+
+    verifier: VerifierConfig = MISSING
+    speculator: SpeculatorConfig = MISSING
+    data: DataConfig = MISSING
+    hidden_states: HiddenStatesConfig = MISSING
+    launcher: LauncherConfig = MISSING
+    optimizer: OptimizerConfig = MISSING
+    schedule: ScheduleConfig = MISSING
+    training: TrainingConfig = MISSING
+    tracker: TrackerConfig = MISSING
+    evaluation: EvaluationConfig = MISSING
+    seed: int = 0
+    """Everything random is drawn from generators named after this seed."""
+    output_dir: str = MISSING
+    """Run directory."""
+    cache_dir: str = MISSING
+    """Prepared data, shared by runs and addressed by content."""
+    checkpoint: str | None = None
+    """Checkpoint folder (evaluate)."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:0, ..."""
+    attention: AttentionBackend = AttentionBackend.auto
+    """auto: flex on a GPU, sdpa on a CPU (FlexAttention has no CPU backward)."""
+    num_threads: int | None = None
+    """CPU threads; null leaves torch's choice."""
+    show: int = 0
+    """prepare: print this many samples with supervised tokens coloured."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Check what concerns several groups."""
+        yield from at_least(self, "num_threads", 1)
+        yield from at_least(self, "show", 0)
+        if self.launcher.num_processes > 1 and self.launcher.name == "single":
+            yield Problem(
+                "launcher.num_processes", self.launcher.num_processes, "launcher=single runs one"
+            )

@@ -1,0 +1,82 @@
+"""`speculator`: what every drafting algorithm has in common. Algorithms subclass it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+from omegaconf import MISSING
+
+from speculators.config.schema.problem import Problem, at_least
+
+
+@dataclass
+class LossWeights:
+    """Weight of each loss term; 0 leaves it out. The sum is trained, each term is logged.
+
+    With draft distribution q and verifier distribution p, both over the draft vocabulary
+    (DFlash specification, section 8).
+    """
+
+    ce: float = 0.0
+    """Cross-entropy: -log q(label)."""
+    kl: float = 0.0
+    """Forward KL(p, q)."""
+    reverse_kl: float = 0.0
+    """Reverse KL(q, p)."""
+    js: float = 0.0
+    """Jensen-Shannon."""
+    tv: float = 0.0
+    """Total variation 1 - sum min(p, q): one minus the acceptance probability."""
+    lk_alpha: float = 0.0
+    """-log sum min(p, q) (arXiv:2602.23881)."""
+    lk_hybrid: float = 0.0
+    """kl and tv mixed by exp(-3 sum min(p, q)) (arXiv:2602.23881)."""
+
+    def active(self) -> dict[str, float]:
+        """Return the terms whose weight is not zero, by name."""
+        return {f.name: v for f in fields(self) if (v := float(getattr(self, f.name))) != 0.0}
+
+    def problems(self) -> Iterator[Problem]:
+        """At least one term, none negative."""
+        for name, weight in self.active().items():
+            if weight < 0:
+                yield Problem(name, weight, "a loss weight must be 0 or more")
+        if not self.active():
+            yield Problem("ce", self.ce, "all loss weights are 0: set at least one above 0")
+
+
+@dataclass
+class SpeculatorConfig:
+    """Common part of every speculator."""
+
+    name: str = MISSING
+    """The algorithm: a folder of `speculators/algorithms`."""
+    num_layers: int = MISSING
+    """Draft layers."""
+    target_layer_ids: list[int] | None = None
+    """Verifier layers the drafter reads, ascending; id i is the stream entering layer i
+    (0: embeddings). null: the algorithm's rule for the verifier's depth; printed and stored."""
+    draft_vocab_size: int | None = None
+    """Tokens the drafter can propose; null or the verifier's size keeps them all."""
+    from_pretrained: str | None = None
+    """Warm start from this checkpoint folder; its vocabulary map is kept."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Check what needs no verifier; the rest is checked when its sizes are known."""
+        yield from at_least(self, "num_layers", 1)
+        yield from at_least(self, "draft_vocab_size", 1)
+        ids = self.target_layer_ids
+        if ids is not None:
+            if not ids:
+                yield Problem("target_layer_ids", ids, "give at least one layer id")
+            elif len(set(ids)) != len(ids):
+                yield Problem("target_layer_ids", ids, "an id stands twice: ids must be distinct")
+            elif sorted(ids) != list(ids):
+                yield Problem(
+                    "target_layer_ids",
+                    ids,
+                    f"ids must ascend, as the server stores them: {sorted(ids)}",
+                )
+            elif ids[0] < 0:
+                yield Problem("target_layer_ids", ids, "ids start at 0 (the embeddings)")

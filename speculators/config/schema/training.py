@@ -1,0 +1,123 @@
+"""`training`, `launcher`, `tracker`: the loop, its processes, and who watches it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+
+from omegaconf import MISSING
+
+from speculators.config.schema.problem import Problem, at_least, between, positive
+
+
+class Precision(Enum):
+    """Arithmetic of forward and backward; weights and optimizer are always fp32."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class FloatType(Enum):
+    """Number format of saved weights."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class BestMetric(Enum):
+    """What makes a checkpoint the best one."""
+
+    acceptance_length = "acceptance_length"
+    loss = "loss"
+
+
+@dataclass
+class TrainingConfig:
+    """Length, batches, checkpoints and validation of one run."""
+
+    name: str = "default"
+    """Short name of the choice."""
+    epochs: int = 1
+    """Passes over the training rows."""
+    max_steps: int | None = None
+    """Stop after this many optimizer steps; null: by epochs. Also the schedule's length."""
+    sequence_length: int = MISSING
+    """Tokens per packed row."""
+    accumulation_steps: int = 1
+    """Packed rows per optimizer step."""
+    clip_norm: float | None = 1.0
+    """Largest gradient norm; null does not clip. The norm is logged either way."""
+    precision: Precision = Precision.auto
+    """auto: bfloat16 on a GPU, float32 on a CPU."""
+    ema_decay: float | None = None
+    """Keep an exponential moving average of the weights, and save and validate that."""
+    validation_fraction: float = 0.1
+    """Share of the conversations held out for validation."""
+    validate_every_steps: int | None = None
+    """Validate every n steps; null: at the end of each epoch."""
+    validation_rows: int | None = 64
+    """Use at most this many validation samples; null uses all."""
+    checkpoint_every_steps: int | None = None
+    """Save every n steps besides the end of each epoch."""
+    keep_last: int | None = 2
+    """Newest checkpoints kept, beside the best; null keeps all."""
+    best_metric: BestMetric = BestMetric.acceptance_length
+    """Chooses `checkpoint_best`; ties keep the older."""
+    checkpoint_dtype: FloatType = FloatType.bfloat16
+    """Format of `model.safetensors`; fp32 masters are kept beside the optimizer either way."""
+    log_every_steps: int = 10
+    """One line of `metrics.jsonl` every n steps."""
+    max_bad_steps: int = 10
+    """Steps with a NaN or infinite gradient are skipped; after this many in a row the run stops."""
+    resume: bool = True
+    """Go on from the newest complete checkpoint of `output_dir`."""
+    allow_changes: list[str] = field(default_factory=list)
+    """Dotted keys that may differ from the run that is resumed."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Check the ranges."""
+        for name in ("epochs", "accumulation_steps", "log_every_steps", "max_bad_steps"):
+            yield from at_least(self, name, 1)
+        for name in ("max_steps", "validate_every_steps", "checkpoint_every_steps", "keep_last"):
+            yield from at_least(self, name, 1)
+        yield from at_least(self, "validation_rows", 1)
+        yield from at_least(self, "sequence_length", 8)
+        yield from positive(self, "clip_norm")
+        yield from between(self, "ema_decay", 0, 1)
+        if not 0 < self.validation_fraction < 1:
+            yield Problem(
+                "validation_fraction", self.validation_fraction, "must lie between 0 and 1"
+            )
+
+
+@dataclass
+class LauncherConfig:
+    """How one run is spread over processes."""
+
+    name: str = MISSING
+    """single."""
+    num_processes: int = 1
+    """Processes on this machine."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Check the range."""
+        yield from at_least(self, "num_processes", 1)
+
+
+@dataclass
+class TrackerConfig:
+    """Where metrics go besides `metrics.jsonl`, which is always written."""
+
+    name: str = MISSING
+    """none or wandb."""
+    project: str = "speculators"
+    """Project the run is filed under."""
+    mode: str = "offline"
+    """wandb: offline, online or disabled."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Check the names."""
+        if self.mode not in ("offline", "online", "disabled"):
+            yield Problem("mode", self.mode, "allowed: offline, online, disabled")

@@ -1,0 +1,44 @@
+"""`verifier`: the model that is sped up, and the conventions that come with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+from speculators.config.schema.problem import Problem
+
+
+@dataclass
+class VerifierConfig:
+    """The model whose output must not change."""
+
+    name: str = MISSING
+    """Short name of the choice, used in run names (`tiny`, `qwen3_8b`)."""
+    name_or_path: str = MISSING
+    """Hub id, local folder, or `tiny` for the model that ships with this package."""
+    revision: str | None = None
+    """Hub revision (branch, tag or commit); null is the default branch."""
+    dtype: str = "auto"
+    """Precision when the verifier runs in this process: auto (as stored), float32, bfloat16."""
+    trust_remote_code: bool = False
+    """Run model code that comes with the repository. Only for sources you trust."""
+    target_layer_ids: list[int] | None = None
+    """Recommended layers to read, as extraction ids: id i is the stream entering layer i."""
+    mask_token_id: int | None = None
+    """An existing embedding row that no text uses; null looks for one and prints it."""
+    draft_vocab_size: int | None = None
+    """Recommended size of the reduced draft vocabulary; null keeps the whole vocabulary."""
+    template: str = "auto"
+    """auto: the tokenizer's chat template, or plain text where it has none; plain: turns joined
+    as they are, for base models; otherwise the path of a Jinja file."""
+    template_arguments: dict[str, Any] = field(default_factory=dict)
+    """Passed to the chat template (for example enable_thinking: false). Part of the data set's
+    identity."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Check what is known without reading the model."""
+        if self.dtype not in ("auto", "float32", "bfloat16"):
+            yield Problem("dtype", self.dtype, "allowed: auto, float32, bfloat16")

@@ -1,0 +1,106 @@
+"""Words for people: values, types, field documentation and near misses in error lines."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+import textwrap
+import types
+from collections.abc import Iterable
+from dataclasses import is_dataclass
+from enum import Enum
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+_SIMPLE = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    dict: "a mapping, {key: value}",
+}
+_PLURAL = {int: "whole numbers, such as [1, 2]", float: "numbers, such as [0.5, 1]"}
+
+
+def show(value: Any) -> str:
+    """Write a value as it would stand on the command line."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(show(item) for item in value)}]"
+    return str(value)
+
+
+def line(path: str, value: Any, message: str) -> str:
+    """Return one error line: the dotted path, the value, and what is wrong with it."""
+    return f"{path}={show(value)}: {message}"
+
+
+def describe(hint: Any) -> str:
+    """Say in words what values a type takes.
+
+    Args:
+        hint: a field's type, resolved.
+    """
+    if get_origin(hint) in (Union, types.UnionType):
+        inner = [part for part in get_args(hint) if part is not type(None)]
+        return " or ".join(describe(part) for part in inner) + ", or null"
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return "one of " + ", ".join(member.name for member in hint)
+    origin = get_origin(hint) or hint
+    if origin is list:
+        (item,) = get_args(hint) or (str,)
+        return f"a list of {_PLURAL.get(item, 'texts, such as [a, b]')}"
+    if is_dataclass(origin):
+        return "a group of keys"
+    return _SIMPLE.get(origin, "any value")
+
+
+def enum_names(hint: Any) -> list[str]:
+    """Return the names an enum field takes; empty for any other field."""
+    parts = [hint, *get_args(hint)]
+    enums = [part for part in parts if isinstance(part, type) and issubclass(part, Enum)]
+    return [member.name for enum in enums for member in enum]
+
+
+def field_hint(schema: type, name: str) -> Any:
+    """Return the resolved type of a field, or None when there is no such field."""
+    return get_type_hints(schema).get(name)
+
+
+def field_doc(schema: type, name: str) -> str:
+    """Return the documentation that stands under a field, in one line; empty when there is none."""
+    for owner in schema.__mro__:
+        if name in inspect.get_annotations(owner):
+            return _docs_of(owner).get(name, "")
+    return ""
+
+
+def nearest(name: str, options: Iterable[str]) -> str | None:
+    """Return the option that `name` was probably meant to be, if one is close."""
+    close = difflib.get_close_matches(name, list(options), n=1, cutoff=0.6)
+    return close[0] if close else None
+
+
+def did_you_mean(name: str, options: Iterable[str]) -> str:
+    """Return ` did you mean X?`, or nothing."""
+    found = nearest(name, options)
+    return f" did you mean {found}?" if found else ""
+
+
+def _docs_of(schema: type) -> dict[str, str]:
+    body = ast.parse(textwrap.dedent(inspect.getsource(schema))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    docs: dict[str, str] = {}
+    for field, after in zip(body.body, body.body[1:], strict=False):
+        match field, after:
+            case (
+                ast.AnnAssign(target=ast.Name(id=name)),
+                ast.Expr(value=ast.Constant(value=str(text))),
+            ):
+                docs[name] = " ".join(text.split())
+    return docs

@@ -1,0 +1,1 @@
+"""Layouts of a drafter on disk, and files that are whole or not there."""

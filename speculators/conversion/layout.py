@@ -1,0 +1,237 @@
+"""The layout vLLM serves: one folder with `config.json` and `model.safetensors`.
+
+Checkpoint specification, sections 3 to 5 and 7. vLLM neither notices a missing draft tensor nor
+survives an unknown one, so both directions compare every name and shape.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from speculators.algorithms.base import Drafter
+from speculators.algorithms.registry import drafter_class
+from speculators.config.schema import AttentionBackend, FloatType
+from speculators.conversion.durable import aside, flush_file, replace_text
+from speculators.conversion.integrity import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    check_complete,
+    check_config,
+    check_draft_vocabulary,
+    check_finite,
+    check_names,
+    check_verifier,
+)
+from speculators.data.vocabulary import DraftVocabulary
+from speculators.errors import CheckpointError, ConfigError
+from speculators.verifier.spec import VerifierSpec
+from speculators.verifier.weights import VerifierTables
+
+_MAPS = ("d2t", "t2d")
+
+
+def write_model(folder: Path, drafter: Drafter[Any], dtype: FloatType) -> None:
+    """Write a drafter as a folder that vLLM serves as it is.
+
+    Everything is checked before the first byte is written. Other files of the folder stay.
+
+    Args:
+        folder: made if it is missing.
+        drafter: what to save; its weights may lie on any device.
+        dtype: number format of the floating-point tensors; integers and booleans keep theirs.
+
+    Raises:
+        CheckpointError: a value is NaN or infinite, a tensor is missing or has no place in the
+            file, `config.json` contradicts the drafter, or the folder cannot be written.
+    """
+    config = drafter.serving_config() | {"dtype": dtype.value}
+    tensors = _converted(drafter.saved_tensors(), getattr(torch, dtype.value))
+    check_config(folder, config, drafter)
+    check_complete(folder / WEIGHTS_FILE, tensors, drafter)
+    check_finite(folder / WEIGHTS_FILE, tensors)
+    foreign = [p.name for p in sorted(folder.glob("*.safetensors")) if p.name != WEIGHTS_FILE]
+    if foreign:
+        raise CheckpointError(
+            f"{folder}: holds {', '.join(foreign)}, which vLLM would read too; "
+            "write to another folder"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_tensors(folder / WEIGHTS_FILE, tensors)
+    replace_text(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
+
+
+def read_model(
+    folder: Path,
+    *,
+    spec: VerifierSpec,
+    tables: VerifierTables,
+    attention: AttentionBackend = AttentionBackend.auto,
+) -> Drafter[Any]:
+    """Rebuild the drafter of a checkpoint folder, on the CPU.
+
+    Args:
+        folder: a folder with `config.json` and `model.safetensors`.
+        spec: the verifier it is meant to draft for.
+        tables: the verifier's embedding and head, for what the file leaves out.
+        attention: backend of the rebuilt drafter.
+
+    Raises:
+        CheckpointError: files are missing or damaged, tensors are missing, unknown or misshaped,
+            or the checkpoint was made for a verifier of other sizes.
+    """
+    config = read_serving_config(folder)
+    check_verifier(folder, config, spec)
+    vocabulary = read_vocabulary(folder, spec.vocab_size)
+    check_draft_vocabulary(folder, config, vocabulary)
+    try:
+        algorithm = drafter_class(str(config["speculators_model_type"]))
+    except ConfigError as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
+    drafter = algorithm.build(
+        algorithm.config_from_serving(config),
+        spec,
+        vocabulary,
+        embed_tokens=tables.embed_tokens,
+        lm_head=tables.lm_head,
+        generator=torch.Generator().manual_seed(0),
+        attention=attention,
+    )
+    load_weights(drafter, folder)
+    return drafter
+
+
+def read_serving_config(folder: Path) -> dict[str, Any]:
+    """Return `config.json` of a checkpoint folder.
+
+    Raises:
+        CheckpointError: no such folder or file, not JSON, or no `speculators_model_type` in it.
+    """
+    path = folder / CONFIG_FILE
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot be read ({error.strerror}); give a checkpoint folder, for example "
+            "checkpoint=RUN/checkpoints/checkpoint_best"
+        ) from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: is not JSON ({error})") from error
+    if not isinstance(config, dict) or "speculators_model_type" not in config:
+        raise CheckpointError(
+            f"{path}: has no speculators_model_type, so it does not describe a drafter of this "
+            "layout"
+        )
+    return config
+
+
+def read_vocabulary(folder: Path, vocab_size: int) -> DraftVocabulary:
+    """Return the draft vocabulary of a checkpoint; without maps, every token can be drafted.
+
+    Args:
+        folder: checkpoint folder.
+        vocab_size: rows of the verifier's embedding, V.
+
+    Raises:
+        CheckpointError: only one map is there, the maps contradict each other, or they are for
+            another vocabulary.
+    """
+    path = folder / WEIGHTS_FILE
+    with _open(path) as file:
+        maps = {name: file.get_tensor(name) for name in _MAPS if name in set(file.keys())}
+    if not maps:
+        return DraftVocabulary.full(vocab_size)
+    if len(maps) == 1:
+        (present,) = maps
+        absent = _MAPS[1 - _MAPS.index(present)]
+        raise CheckpointError(f"{path}: has {present} but no {absent}; both are needed or neither")
+    if len(maps["t2d"]) != vocab_size:
+        raise CheckpointError(
+            f"{path}: t2d has {len(maps['t2d'])} entries, the verifier's vocabulary {vocab_size}: "
+            "made for another verifier"
+        )
+    try:
+        return DraftVocabulary.from_maps(maps["d2t"], maps["t2d"])
+    except (CheckpointError, ConfigError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def load_weights(drafter: Drafter[Any], folder: Path) -> None:
+    """Copy every tensor of `model.safetensors` into a drafter of the same shape.
+
+    Raises:
+        CheckpointError: a tensor is missing, unknown, misshaped, NaN or infinite, or the maps
+            are those of another draft vocabulary.
+    """
+    path = folder / WEIGHTS_FILE
+    tensors = _read_tensors(path)
+    expected = drafter.saved_tensors()
+    check_names(path, tensors, expected)
+    check_finite(path, tensors)
+    places: dict[str, Tensor] = dict(drafter.named_parameters())
+    places.update(drafter.named_buffers())
+    with torch.no_grad():
+        for name, value in tensors.items():
+            if name in places:
+                places[name].copy_(value)
+            elif not _same(value, expected[name].cpu()):
+                raise CheckpointError(
+                    f"{path}: {name} differs from the drafter's own; the checkpoint belongs to "
+                    "another draft vocabulary or verifier"
+                )
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Compare in the coarser of two number formats: one may be the other, rounded for serving."""
+    coarser = min(a.dtype, b.dtype, key=lambda dtype: dtype.itemsize)
+    return torch.equal(a.to(coarser), b.to(coarser))
+
+
+def _converted(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    # Cloned: the file format refuses tensors that share memory.
+    return {
+        name: t.detach().to("cpu", dtype if t.is_floating_point() else t.dtype).clone().contiguous()
+        for name, t in tensors.items()
+    }
+
+
+def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    prepared = aside(path)
+    try:
+        prepared.touch()
+        mode = prepared.stat().st_mode  # safetensors would make it 0600, unreadable for a server
+        save_file(tensors, prepared, metadata={"format": "pt"})
+        prepared.chmod(mode)
+        flush_file(prepared)
+        prepared.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be written: {error}") from error
+    finally:
+        prepared.unlink(missing_ok=True)
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    with _open(path) as file:
+        return {name: file.get_tensor(name) for name in sorted(file.keys())}
+
+
+def _open(path: Path) -> Any:
+    """Open a safetensors file, after checking that vLLM would read nothing beside it."""
+    beside = [p.name for p in sorted(path.parent.glob("*.safetensors")) if p.name != path.name]
+    if beside:
+        raise CheckpointError(
+            f"{path.parent}: holds {', '.join(beside)} beside {path.name}; a drafter is one file"
+        )
+    try:
+        return safe_open(path, framework="pt")
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: does not exist") from error
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: is damaged or not a safetensors file ({error})") from error

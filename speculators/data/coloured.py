@@ -1,0 +1,59 @@
+"""A sample as a person reads it: what is supervised in colour, the rest grey."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Bool
+from rich.console import Console
+from rich.text import Text
+
+from speculators.data.prepared import SampleSet
+from speculators.data.template import VerifierTokenizer
+from speculators.data.types import Sample
+
+SUPERVISED = "bold green"
+CONTEXT = "bright_black"
+
+
+def coloured(sample: Sample, tokenizer: VerifierTokenizer) -> Text:
+    """Return the text of a sample, special tokens included, supervised tokens coloured.
+
+    Line breaks are shown as `⏎` before they happen, so that one can see which side they are on.
+    """
+    text = Text()
+    ids = sample.input_ids.tolist()
+    done = ""
+    for start, stop, supervised in _runs(sample.loss_mask.numpy()):
+        # Some tokenizers drop the space before the first token they decode: decode from the
+        # start, and show what is new.
+        whole = tokenizer.decode(ids[:stop])
+        new = whole[len(done) :] if whole.startswith(done) else tokenizer.decode(ids[start:stop])
+        text.append(new.replace("\n", "⏎\n"), style=SUPERVISED if supervised else CONTEXT)
+        done = whole
+    return text
+
+
+def _runs(mask: Bool[np.ndarray, "token"]) -> Iterator[tuple[int, int, bool]]:
+    borders = [0, *(np.flatnonzero(np.diff(mask)) + 1).tolist(), len(mask)]
+    for start, stop in itertools.pairwise(borders):
+        if stop > start:
+            yield start, stop, bool(mask[start])
+
+
+def print_samples(
+    samples: SampleSet, tokenizer: VerifierTokenizer, count: int, console: Console | None = None
+) -> None:
+    """Print the first `count` samples with supervised tokens coloured."""
+    console = console or Console()
+    for index in range(min(count, len(samples))):
+        sample = samples[index]
+        supervised = int(sample.loss_mask.sum())
+        console.rule(
+            f"sample {index}: {len(sample)} tokens, {supervised} supervised "
+            f"({supervised / max(1, len(sample)):.0%}), conversation {sample.conversation_id}",
+            align="left",
+        )
+        console.print(coloured(sample, tokenizer), soft_wrap=True)

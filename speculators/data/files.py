@@ -1,0 +1,212 @@
+"""Files -> parsed rows with file and line: JSON Lines, JSON arrays, parquet, folders, .gz.
+
+Everything streams: a file is never held in memory as a whole. What cannot be parsed becomes a
+`RowProblem`; only a path that does not exist, or holds no readable file, is an error here.
+"""
+
+from __future__ import annotations
+
+import codecs
+import glob
+import gzip
+import hashlib
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from speculators.data.rows import Origin, RawRow, RowProblem
+from speculators.errors import DataError
+
+SUFFIXES = (".jsonl", ".json", ".ndjson", ".jsonl.gz", ".json.gz", ".ndjson.gz", ".parquet")
+_BLOCK_BYTES = 1 << 20
+_DAMAGED = (OSError, EOFError, zlib.error)
+
+
+def find_files(path: str, key: str = "data.path") -> list[Path]:
+    """Return the files a path stands for, sorted by name.
+
+    Args:
+        path: a file, a folder (searched with its sub-folders) or a glob pattern.
+        key: dotted name of the setting, for messages.
+
+    Raises:
+        DataError: nothing is there, or nothing of a known kind.
+    """
+    root = Path(path).expanduser()
+    if root.is_dir():
+        files = [file for file in sorted(root.rglob("*")) if _readable(file, root)]
+        if not files:
+            raise DataError(
+                f"{key}={path}: the folder holds no conversations (looked for {_kinds()})"
+            )
+        return files
+    if root.is_file():
+        if not root.name.lower().endswith(SUFFIXES):
+            raise DataError(f"{key}={path}: unknown kind of file (known: {_kinds()})")
+        return [root]
+    matches = [Path(match) for match in sorted(glob.glob(str(root), recursive=True))]
+    files = [match for match in matches if match.is_file()]
+    if not files:
+        raise DataError(f"{key}={path}: no such file or folder")
+    return files
+
+
+def _kinds() -> str:
+    return ", ".join(f"*{suffix}" for suffix in SUFFIXES)
+
+
+def _readable(file: Path, root: Path) -> bool:
+    hidden = any(part.startswith(".") for part in file.relative_to(root).parts)
+    return file.is_file() and not hidden and file.name.lower().endswith(SUFFIXES)
+
+
+def hash_files(files: list[Path]) -> str:
+    """Return a sha256 over the names and contents of files, in order."""
+    total = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256")
+        total.update(file.name.encode() + b"\0" + digest.digest())
+    return total.hexdigest()
+
+
+def read_rows(file: Path) -> Iterator[RawRow | RowProblem]:
+    """Yield the rows of one file in order."""
+    name = file.name.lower()
+    if name.endswith(".parquet"):
+        yield from _parquet_rows(file)
+        return
+    with _open(file) as stream:
+        if name.removesuffix(".gz").endswith(".json") and not _is_json_lines(file):
+            yield from _document_rows(stream, str(file))
+        else:
+            yield from _line_rows(stream, str(file))
+
+
+def _open(file: Path) -> BinaryIO:
+    if file.name.lower().endswith(".gz"):
+        return cast(BinaryIO, gzip.open(file, "rb"))
+    return file.open("rb")
+
+
+def _is_json_lines(file: Path) -> bool:
+    """Whether the first line of a .json file is a whole object (JSON Lines by another name)."""
+    try:
+        with _open(file) as stream:
+            first = stream.readline(64 * _BLOCK_BYTES).decode("utf-8-sig").strip()
+        return isinstance(json.loads(first), dict)
+    except (ValueError, *_DAMAGED):
+        return False
+
+
+def _line_rows(stream: BinaryIO, file: str) -> Iterator[RawRow | RowProblem]:
+    number = 0
+    while True:
+        number += 1
+        origin = Origin(file, number)
+        try:
+            line = stream.readline()
+        except _DAMAGED as error:
+            yield RowProblem(origin, "damaged file", f"{error}; the rest is not read")
+            return
+        if not line:
+            return
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        if not line.isspace():
+            yield _parse_line(line, origin)
+
+
+def _parse_line(line: bytes, origin: Origin) -> RawRow | RowProblem:
+    try:
+        return RawRow(json.loads(line.decode("utf-8")), origin)
+    except UnicodeDecodeError as error:
+        return RowProblem(origin, "not UTF-8", f"byte {error.start + 1} of the line")
+    except json.JSONDecodeError as error:
+        return RowProblem(origin, "malformed JSON", f"{error.msg} at column {error.colno}")
+    except RecursionError:
+        return RowProblem(origin, "malformed JSON", "nested too deeply")
+
+
+class _Text:
+    """Decoded text of a stream with a cursor, topped up block by block."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._decode = codecs.getincrementaldecoder("utf-8-sig")().decode
+        self._block = _BLOCK_BYTES
+        self.text, self.cursor, self.line, self.ended = "", 0, 1, False
+
+    def more(self) -> None:
+        """Drop what is behind the cursor and read on; blocks double, so retries stay linear."""
+        block = self._stream.read(self._block)
+        self._block *= 2
+        self.ended = not block
+        self.text = self.text[self.cursor :] + self._decode(block, final=self.ended)
+        self.cursor = 0
+
+    def move_to(self, position: int) -> None:
+        """Move the cursor forward, counting lines."""
+        self.line += self.text.count("\n", self.cursor, position)
+        self.cursor = position
+
+    def skip(self, characters: str) -> str:
+        """Skip any of `characters`; return the one after them, empty at the end."""
+        while True:
+            position = self.cursor
+            while position < len(self.text) and self.text[position] in characters:
+                position += 1
+            self.move_to(position)
+            if position < len(self.text):
+                return self.text[position]
+            if self.ended:
+                return ""
+            self.more()
+
+
+def _document_rows(stream: BinaryIO, file: str) -> Iterator[RawRow | RowProblem]:
+    """Rows of one JSON document: an array of objects, or objects one after another."""
+    text = _Text(stream)
+    decoder = json.JSONDecoder()
+    try:
+        array = text.skip(" \t\r\n") == "["
+        if array:
+            text.move_to(text.cursor + 1)
+        while (following := text.skip(" \t\r\n,")) not in ("", "]"):
+            try:
+                value, end = decoder.raw_decode(text.text, text.cursor)
+            except json.JSONDecodeError as error:
+                if not text.ended:
+                    text.more()
+                    continue
+                line = text.line + text.text.count("\n", text.cursor, error.pos)
+                detail = f"{error.msg} at column {error.colno}; the rest is not read"
+                yield RowProblem(Origin(file, line), "malformed JSON", detail)
+                return
+            yield RawRow(value, Origin(file, text.line))
+            text.move_to(end)
+        if array and following != "]":
+            problem = "the array is not closed: the file is cut short"
+            yield RowProblem(Origin(file, text.line), "malformed JSON", problem)
+    except UnicodeDecodeError as error:
+        yield RowProblem(Origin(file, text.line), "not UTF-8", f"{error.reason}; not read further")
+    except _DAMAGED as error:
+        detail = f"{error}; the rest is not read"
+        yield RowProblem(Origin(file, text.line), "damaged file", detail)
+
+
+def _parquet_rows(file: Path) -> Iterator[RawRow | RowProblem]:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    number = 0
+    try:
+        for batch in parquet.ParquetFile(file).iter_batches(batch_size=512):
+            for value in batch.to_pylist():
+                number += 1
+                yield RawRow(value, Origin(str(file), number))
+    except (pa.ArrowException, OSError) as error:
+        detail = f"{str(error).splitlines()[0]}; the rest is not read"
+        yield RowProblem(Origin(str(file), number + 1), "damaged file", detail)

@@ -1,0 +1,299 @@
+"""Conversations -> a folder of samples: written aside, renamed when complete, reused when equal."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import Enum
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from rich.progress import track
+
+from speculators.config.schema import DataConfig
+from speculators.config.schema.data import BadRows
+from speculators.data.masking import Masked, Masker
+from speculators.data.prepared import FREQUENCIES, MANIFEST, USED, PreparedData
+from speculators.data.probe import MaskMethod, TemplateProbe, probe_template
+from speculators.data.readers import Source, open_source, open_validation
+from speculators.data.regenerate import Regenerate, regenerate_rows
+from speculators.data.report import DataReport, length_histogram
+from speculators.data.rows import Record
+from speculators.data.samples import SampleWriter, mask_records
+from speculators.data.selection import select_rows
+from speculators.data.split import group_prefixes, split_validation
+from speculators.data.storage import count_tokens, read_arrow, save_dataset, written_aside
+from speculators.data.template import VerifierTokenizer
+from speculators.errors import ConfigError, DataError
+
+FORMAT_VERSION = 1
+_SHOWN = 5
+_TOLERATED = 0.01
+
+
+def prepare(
+    config: DataConfig,
+    tokenizer: VerifierTokenizer,
+    *,
+    vocab_size: int,
+    sequence_length: int,
+    validation_fraction: float,
+    seed: int,
+    cache_dir: Path,
+    regenerate: Regenerate | None = None,
+    verifier: str = "",
+    progress: bool = True,
+) -> PreparedData:
+    """Return prepared data, made now or found from an earlier run with the same inputs.
+
+    The folder is `<cache_dir>/prepared/<name>-<fingerprint>`. It appears when it is complete.
+
+    Args:
+        config: where conversations come from, and the policies.
+        tokenizer: the verifier's.
+        vocab_size: embedding rows of the verifier.
+        sequence_length: longest sample, in tokens.
+        validation_fraction: share of the conversations held out.
+        seed: of the split and of `max_samples`.
+        cache_dir: parent of all prepared data.
+        regenerate: the verifier; needed when `data.regenerate.enabled`.
+        verifier: hash of the verifier's weights; part of the identity of regenerated data.
+        progress: show a progress bar.
+
+    Raises:
+        ConfigError: regeneration without a verifier, or a template whose masks come out wrong.
+        DataError: rows that cannot be read, or nothing left to train on.
+    """
+    if config.regenerate.enabled and regenerate is None:
+        raise ConfigError("data.regenerate.enabled=true: needs a verifier that can generate")
+    job = _Job(
+        config=config,
+        tokenizer=tokenizer,
+        vocab_size=vocab_size,
+        sequence_length=sequence_length,
+        validation_fraction=validation_fraction,
+        seed=seed,
+        regenerate=regenerate if config.regenerate.enabled else None,
+        verifier=verifier if config.regenerate.enabled else "",
+        progress=progress,
+        source=open_source(config, vocab_size=vocab_size, seed=seed),
+        validation=open_validation(config, vocab_size=vocab_size),
+    )
+    identity = job.identity()
+    text = json.dumps(identity, sort_keys=True, default=str)
+    fingerprint = hashlib.sha256(text.encode()).hexdigest()
+    folder = cache_dir / "prepared" / f"{config.name}-{fingerprint[:16]}"
+    if (folder / MANIFEST).exists():
+        return PreparedData.load(folder)
+    with written_aside(folder) as partial:
+        job.run(partial, identity, fingerprint)
+    return PreparedData.load(folder, reused=False)
+
+
+@dataclass
+class _Job:
+    """One preparation."""
+
+    config: DataConfig
+    tokenizer: VerifierTokenizer
+    vocab_size: int
+    sequence_length: int
+    validation_fraction: float
+    seed: int
+    regenerate: Regenerate | None
+    verifier: str
+    progress: bool
+    source: Source
+    validation: Source | None
+    report: DataReport = field(default_factory=DataReport)
+
+    def identity(self) -> dict[str, Any]:
+        """Return everything the result depends on."""
+        settings = _plain(self.config)
+        for name in ("name", "path", "validation_path", "num_workers"):
+            del settings[name]
+        return {
+            "format_version": FORMAT_VERSION,
+            "settings": settings,
+            "source": self.source.fingerprint(),
+            "validation": self.validation.fingerprint() if self.validation else None,
+            "tokenizer": self.tokenizer.fingerprint,
+            "vocab_size": self.vocab_size,
+            "sequence_length": self.sequence_length,
+            "validation_fraction": None if self.validation else self.validation_fraction,
+            "seed": self.seed,
+            "verifier": self.verifier,
+        }
+
+    def run(self, folder: Path, identity: dict[str, Any], fingerprint: str) -> None:
+        """Write the complete content of `folder`."""
+        started = time.perf_counter()
+        probe = self._probe()
+        part = folder / "rows" / "part.arrow"
+        part.parent.mkdir()
+        writer = SampleWriter(part, self.config, self.sequence_length, self.report)
+        try:
+            self._write(self.source, writer, probe)
+            border = len(writer.lengths)
+            if self.validation is not None:
+                self._write(self.validation, writer, probe)
+        finally:
+            writer.close()
+        self._require_samples(writer, border)
+        conversation_ids = _conversation_ids(writer, part)
+        validates = self._split(writer, conversation_ids, border)
+        counts, used = count_tokens(part, ~validates, self.vocab_size)
+        save_dataset(part, folder, conversation_ids, validates)
+        shutil.rmtree(part.parent)
+        frequencies = {i: int(counts[i]) for i in np.flatnonzero(counts).tolist()}
+        torch.save(frequencies, folder / FREQUENCIES)
+        np.save(folder / USED, used)
+        self._finish_report(writer, validates, time.perf_counter() - started)
+        self._write_manifest(folder, identity, fingerprint, writer.sample_ids)
+
+    def _probe(self) -> TemplateProbe:
+        probe = probe_template(self.tokenizer)
+        self.report.method = "the verifier's own tokens" if self.regenerate else probe.method.value
+        return probe
+
+    def _write(self, source: Source, writer: SampleWriter, probe: TemplateProbe) -> None:
+        config = self.config
+        selection = select_rows(
+            source,
+            self.report,
+            limit=config.max_samples if source is self.source else None,
+            bad_rows=config.bad_rows,
+            seed=self.seed,
+        )
+        if self.regenerate is not None:
+            masked = self._regenerated(list(selection.records(source)), self.regenerate)
+        else:
+            tags = probe.method is MaskMethod.tags
+            masker = Masker(self.tokenizer, config.multi_turn, use_tags=tags)
+            masked = mask_records(selection.records(source), masker, config.num_workers)
+        for record, result in track(
+            masked,
+            description=f"tokenising {source.name}",
+            total=selection.num_records,
+            transient=True,
+            disable=not self.progress,
+        ):
+            writer.add(record, result)
+
+    def _regenerated(
+        self, records: list[Record], regenerate: Regenerate
+    ) -> Iterator[tuple[Record, Masked]]:
+        rows = regenerate_rows(
+            [record.item for record in records],
+            self.tokenizer,
+            regenerate,
+            sequence_length=self.sequence_length,
+            multi_turn=self.config.multi_turn,
+        )
+        yield from zip(records, rows, strict=True)
+
+    def _require_samples(self, writer: SampleWriter, border: int) -> None:
+        report = self.report
+        empty = self.source if border == 0 else None
+        if self.validation is not None and len(writer.lengths) == border:
+            empty = empty or self.validation
+        if empty is not None:
+            lines = "".join(f"\n  {line}" for line in report.examples[:_SHOWN])
+            raise DataError(f"{empty.name}: no row is left to use; the first reasons:{lines}")
+        unstable = report.dropped.get("unstable turn", 0)
+        if unstable > _TOLERATED * report.num_samples and self.config.bad_rows is BadRows.error:
+            lines = "".join(f"\n  {x}" for x in report.examples if "unstable" in x)
+            raise DataError(
+                f"verifier.template: {unstable} assistant turns begin with something else than "
+                "what the generation prompt asks for, so the verifier would never write them "
+                f"(data.bad_rows=drop leaves them out):{lines}"
+            )
+        if report.num_fully_supervised > _TOLERATED * report.num_samples:
+            raise DataError(
+                f"{report.num_fully_supervised} of {report.num_samples} samples are supervised "
+                "from the first to the last token, prompts included: the loss mask must be 0 on "
+                "what the verifier did not write"
+            )
+
+    def _split(
+        self, writer: SampleWriter, conversation_ids: list[str], border: int
+    ) -> Bool[np.ndarray, "sample"]:
+        if self.validation is None:
+            return split_validation(
+                conversation_ids,
+                writer.sample_ids,
+                fraction=self.validation_fraction,
+                seed=self.seed,
+            )
+        validates = np.arange(len(writer.lengths)) >= border
+        held_out = set(writer.sample_ids[border:])
+        shared = sum(sample in held_out for sample in writer.sample_ids[:border])
+        if shared:
+            validates |= np.array([sample in held_out for sample in writer.sample_ids])
+            self.report.drop("also in data.validation_path: not trained on", count=shared)
+        if validates.all():
+            raise DataError("data.validation_path: every training row is in it as well")
+        return validates
+
+    def _finish_report(
+        self, writer: SampleWriter, validates: Bool[np.ndarray, "sample"], seconds: float
+    ) -> None:
+        report = self.report
+        report.num_validation = int(validates.sum())
+        report.num_train = len(validates) - report.num_validation
+        lengths = np.array(writer.lengths, dtype=np.int64)
+        edges, counts = length_histogram(lengths, self.sequence_length)
+        report.length_edges, report.length_counts = edges, counts
+        report.seconds = round(seconds, 3)
+
+    def _write_manifest(
+        self, folder: Path, identity: dict[str, Any], fingerprint: str, sample_ids: list[str]
+    ) -> None:
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "fingerprint": fingerprint,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "inputs": identity,
+            "path": self.source.name,
+            "validation_path": self.validation.name if self.validation else None,
+            "template_arguments": self.tokenizer.template_arguments,
+            "content": hashlib.sha256("".join(sample_ids).encode()).hexdigest(),
+            "versions": {
+                name: version(name) for name in ("datasets", "tokenizers", "torch", "transformers")
+            },
+            "report": self.report.to_dict(),
+        }
+        text = json.dumps(manifest, indent=2, default=str)
+        (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def _plain(config: DataConfig) -> dict[str, Any]:
+    """Return settings as plain values, enums by their value."""
+    return dataclasses.asdict(
+        config,
+        dict_factory=lambda items: {
+            name: value.value if isinstance(value, Enum) else value for name, value in items
+        },
+    )
+
+
+def _conversation_ids(writer: SampleWriter, part: Path) -> list[str]:
+    """Return an id for every sample; rows without one are grouped where one opens another."""
+    unnamed = [i for i, name in enumerate(writer.conversation_ids) if name is None]
+    ids = [name or "" for name in writer.conversation_ids]
+    if unnamed:
+        column = read_arrow(part)["input_ids"]
+        rows = [np.array(column[i].as_py(), dtype=">u4").tobytes() for i in unnamed]
+        for i, opener in zip(unnamed, group_prefixes(rows), strict=True):
+            ids[i] = writer.sample_ids[unnamed[opener]]
+    return ids

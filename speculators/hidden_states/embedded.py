@@ -1,0 +1,169 @@
+"""Hidden states from a verifier that runs in this process, with an optional store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from speculators.config.schema.hidden_states import OnGenerate, OnMissing
+from speculators.errors import ConfigError, HiddenStateError
+from speculators.hidden_states.memory import StatesMemory
+from speculators.hidden_states.policy import MissingStates, SourceCounts
+from speculators.hidden_states.store import HiddenStateStore
+from speculators.hidden_states.types import HiddenStates, Tokens
+from speculators.hidden_states.validation import value_problem
+
+
+@runtime_checkable
+class CapturingModel(Protocol):
+    """What is needed of a verifier; `speculators.verifier.model.VerifierModel` provides it."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the states appear."""
+        ...
+
+    def capture(
+        self,
+        input_ids: Sequence[Int[Tensor, "_"]],
+        layer_ids: Sequence[int],
+        *,
+        max_tokens: int | None = None,
+    ) -> list[HiddenStates]:
+        """Return the streams of several sequences."""
+        ...
+
+
+class EmbeddedSource:
+    """Computes states when they are needed; a `HiddenStateSource`.
+
+    Looked for in this order: memory, store, verifier. The same sample gets the same bits from all
+    three as long as `batch_tokens` runs every sample alone, so a resumed run equals an undisturbed
+    one. With shared passes the last bits depend on the samples of the same group, never on other
+    groups.
+
+    Args:
+        model: the verifier; None when `on_missing` never generates.
+        layer_ids: target layers, ascending, without the last state.
+        store: where states are looked for and, with `cache`, kept.
+        on_missing: for samples that the store does not hold.
+        on_generate: cache puts generated states into the store.
+        batch_tokens: most tokens of one pass, padding included; 1 runs every sample alone. Shared
+            passes are faster for small verifiers on a GPU and bring nothing on a CPU.
+        memory_bytes: how much is kept in memory for later epochs; 0 keeps nothing.
+
+    Attributes:
+        counts: samples answered for so far.
+
+    Raises:
+        ConfigError: policies that need a store or a verifier that is not there.
+    """
+
+    def __init__(
+        self,
+        model: CapturingModel | None,
+        layer_ids: Sequence[int],
+        *,
+        store: HiddenStateStore | None = None,
+        on_missing: OnMissing = OnMissing.generate,
+        on_generate: OnGenerate = OnGenerate.delete,
+        batch_tokens: int = 1,
+        memory_bytes: int = 0,
+    ) -> None:
+        generates = on_missing is OnMissing.generate
+        self._keeps = generates and on_generate is OnGenerate.cache
+        if store is None and self._keeps:
+            raise ConfigError("hidden_states.on_generate=cache: needs hidden_states.store_path=DIR")
+        if store is None and not generates:
+            raise ConfigError(
+                f"hidden_states.on_missing={on_missing.value}: without generate, states come from "
+                "a store: give hidden_states.store_path=DIR"
+            )
+        if model is None and generates:
+            raise ConfigError(
+                "hidden_states.on_missing=generate: needs the verifier in this process"
+            )
+        self.counts = SourceCounts()
+        self._model = model
+        self._store = store
+        # What goes into a store has all the layers of that store.
+        stored = store.layer_ids[:-1] if store is not None and self._keeps else layer_ids
+        self._layer_ids = list(stored)
+        self._generates = generates
+        self._missing = MissingStates(on_missing, "the store" if store is None else str(store.path))
+        self._batch_tokens = batch_tokens
+        self._memory = StatesMemory(memory_bytes)
+
+    def stream(self, groups: Iterable[Sequence[Tokens]]) -> Iterator[list[HiddenStates | None]]:
+        """Yield the states of each group, on the verifier's device.
+
+        See `HiddenStateSource.stream`.
+        """
+        for group in groups:
+            found = {i: self._look_up(sample) for i, sample in enumerate(group)}
+            missing = [i for i, states in found.items() if states is None]
+            if missing and self._generates:
+                computed = self._generate([group[i] for i in missing])
+                found.update(zip(missing, computed, strict=True))
+            elif missing:
+                self._leave_out([group[i] for i in missing])
+            yield [self._on_device(found[i]) for i in range(len(group))]
+
+    def close(self) -> None:
+        """Let go of the verifier and of what is kept in memory."""
+        self._model = None
+        self._memory.clear()
+
+    def _look_up(self, sample: Tokens) -> HiddenStates | None:
+        states = self._memory.get(sample.sample_id)
+        if states is not None:
+            self.counts.remembered += 1
+            return states
+        if self._store is None:
+            return None
+        states = self._store.get(sample)
+        if states is not None:
+            self.counts.stored += 1
+            self._memory.add(sample.sample_id, states)
+        return states
+
+    def _generate(self, samples: Sequence[Tokens]) -> list[HiddenStates]:
+        if self._model is None:
+            raise RuntimeError("this source is closed")
+        captured = self._model.capture(
+            [sample.input_ids for sample in samples], self._layer_ids, max_tokens=self._batch_tokens
+        )
+        answers = []
+        for sample, states in zip(samples, captured, strict=True):
+            self._check(sample, states)
+            if self._keeps and self._store is not None:
+                states = self._store.put(sample, states)
+            self._memory.add(sample.sample_id, states)
+            answers.append(states)
+        self.counts.generated += len(answers)
+        return answers
+
+    def _check(self, sample: Tokens, states: HiddenStates) -> None:
+        """Refuse what no training survives: the verifier itself is at fault, not the sample."""
+        names = [str(i) for i in self._layer_ids]
+        for part, layers in ((states.aux, names), (states.last[:, None], ["last"])):
+            if problem := value_problem(part, layers):
+                raise HiddenStateError(
+                    f"the verifier's states of sample {sample.sample_id} are {problem}; try "
+                    "verifier.dtype=float32 or check its weights"
+                )
+
+    def _leave_out(self, samples: Sequence[Tokens]) -> None:
+        for sample in samples:
+            self._missing.leave_out(sample)
+            self.counts.left_out += 1
+
+    def _on_device(self, states: HiddenStates | None) -> HiddenStates | None:
+        if states is None or self._model is None:
+            return states
+        device = self._model.device
+        return HiddenStates(states.aux.to(device), states.last.to(device))

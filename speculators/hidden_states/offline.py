@@ -1,0 +1,53 @@
+"""Hidden states from a store that was filled ahead of training; no verifier is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from speculators.config.schema.hidden_states import OnMissing
+from speculators.errors import ConfigError
+from speculators.hidden_states.policy import MissingStates, SourceCounts
+from speculators.hidden_states.store import HiddenStateStore
+from speculators.hidden_states.types import HiddenStates, Tokens
+
+
+class OfflineSource:
+    """Reads a store; a `HiddenStateSource`.
+
+    Args:
+        store: where the states are.
+        on_missing: skip, warn or error.
+
+    Attributes:
+        counts: samples answered for so far.
+
+    Raises:
+        ConfigError: `on_missing` is generate.
+    """
+
+    def __init__(self, store: HiddenStateStore, on_missing: OnMissing) -> None:
+        if on_missing is OnMissing.generate:
+            raise ConfigError(
+                "hidden_states.on_missing=generate: an offline source cannot generate; allowed: "
+                "skip, warn, error (or hidden_states=embedded, which reads a store too)"
+            )
+        self.counts = SourceCounts()
+        self._store = store
+        self._missing = MissingStates(on_missing, str(store.path))
+
+    def stream(self, groups: Iterable[Sequence[Tokens]]) -> Iterator[list[HiddenStates | None]]:
+        """Yield the states of each group, on the CPU; see `HiddenStateSource.stream`."""
+        for group in groups:
+            yield [self._read(sample) for sample in group]
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def _read(self, sample: Tokens) -> HiddenStates | None:
+        states = self._store.get(sample)
+        if states is None:
+            self._missing.leave_out(sample)
+            self.counts.left_out += 1
+        else:
+            self.counts.stored += 1
+        return states

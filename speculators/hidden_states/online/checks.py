@@ -1,0 +1,167 @@
+"""Whether what a server wrote may be trained on. Nothing that comes back is trusted."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from speculators.errors import HiddenStateError
+from speculators.hidden_states.online.client import first_difference
+from speculators.hidden_states.online.failures import BadStatesError
+from speculators.verifier.head import VerifierHead
+
+_CHUNK_BYTES = 2**20
+_FEW_TOKENS = 4
+_FEWEST_LOOKED_AT = 8
+_FLOATS = (torch.bfloat16, torch.float16, torch.float32)
+
+
+class StatesCheck:
+    """Checks one file against the tokens asked for and against all files before it.
+
+    The norm of a layer is the median over tokens: single tokens carry norms a thousand times
+    larger than the rest (attention sinks), which would move a mean in short samples.
+
+    Args:
+        layer_ids: ids the file must hold, ascending, the last stream included.
+        hidden_size: width of every state.
+        norm_band: allowed ratio to the running median of a layer's norm.
+        history: samples the running median looks back on.
+    """
+
+    def __init__(
+        self,
+        layer_ids: Sequence[int],
+        hidden_size: int,
+        *,
+        norm_band: float = 10.0,
+        history: int = 256,
+    ) -> None:
+        self.layer_ids = tuple(layer_ids)
+        self.hidden_size = hidden_size
+        self.dtype: torch.dtype | None = None
+        self._band = norm_band
+        self._norms: deque[Tensor] = deque(maxlen=history)
+        self._lock = threading.Lock()
+
+    def __call__(
+        self, tensors: Mapping[str, Tensor], input_ids: Int[Tensor, "token"]
+    ) -> Float[Tensor, "token layer hidden"]:
+        """Return the states of a file that holds what it should.
+
+        Raises:
+            BadStatesError: it does not; the text says what was found and what was expected.
+        """
+        states = self._checked_shapes(tensors, input_ids)
+        norms = row_norms(states)
+        self._check_rows(norms)
+        if len(norms) >= _FEW_TOKENS:
+            self._check_band(norms.median(0).values)
+        return states
+
+    def _checked_shapes(
+        self, tensors: Mapping[str, Tensor], input_ids: Tensor
+    ) -> Float[Tensor, "token layer hidden"]:
+        missing = {"hidden_states", "token_ids"} - tensors.keys()
+        if missing:
+            raise BadStatesError(f"file lacks {' and '.join(sorted(missing))}")
+        states, tokens = tensors["hidden_states"], tensors["token_ids"]
+        if not torch.equal(tokens, input_ids):
+            found = first_difference(tokens.tolist(), input_ids.tolist())
+            raise BadStatesError(f"file belongs to other tokens: {found}")
+        expected = (len(input_ids), len(self.layer_ids), self.hidden_size)
+        if tuple(states.shape) != expected:
+            raise BadStatesError(
+                f"states are {_times(states.shape)} instead of {_times(expected)} "
+                "(tokens x layers x hidden)"
+            )
+        if states.dtype not in _FLOATS or states.dtype != (self.dtype or states.dtype):
+            raise BadStatesError(f"states are {states.dtype} instead of {self.dtype or _FLOATS}")
+        return states
+
+    def _check_rows(self, norms: Float[Tensor, "token layer"]) -> None:
+        if not bool(torch.isfinite(norms).all()):
+            row, layer = (~torch.isfinite(norms)).nonzero()[0].tolist()
+            raise BadStatesError(f"NaN or infinity at token {row}, layer {self.layer_ids[layer]}")
+        zero = norms == 0
+        if self.layer_ids[0] == 0 and not bool(zero[:, 0].all()):
+            # A padding or reserved token may have a zero embedding; no layer gives a zero stream.
+            zero[:, 0] = False
+        if bool(zero.any()):
+            row, layer = zero.nonzero()[0].tolist()
+            raise BadStatesError(
+                f"{int(zero.sum())} all-zero rows, the first at token {row}, layer "
+                f"{self.layer_ids[layer]}"
+            )
+
+    def _check_band(self, norms: Float[Tensor, "layer"]) -> None:
+        with self._lock:
+            if len(self._norms) >= _FEW_TOKENS:
+                usual = torch.stack(tuple(self._norms)).median(0).values
+                ratio = norms / usual
+                odd = (ratio > self._band) | (ratio < 1 / self._band)
+                if bool(odd.any()):
+                    layer = int(odd.nonzero()[0])
+                    raise BadStatesError(
+                        f"norm of layer {self.layer_ids[layer]} is {float(norms[layer]):.3g}, "
+                        f"usually {float(usual[layer]):.3g} (hidden_states.fetch.norm_band="
+                        f"{self._band:g})"
+                    )
+            self._norms.append(norms)
+
+
+def row_norms(
+    states: Float[Tensor, "token layer hidden"],
+) -> Float[Tensor, "token layer"]:
+    """Return every row's norm in fp32, in one pass that stays inside the processor's cache."""
+    token, layer, hidden = states.shape
+    norms = torch.empty(token, layer)
+    rows = max(1, _CHUNK_BYTES // max(1, layer * hidden * states.dtype.itemsize))
+    for chunk, out in zip(states.split(rows), norms.split(rows), strict=True):
+        torch.linalg.vector_norm(chunk, dim=-1, dtype=torch.float32, out=out)
+    return norms
+
+
+def _times(shape: Sequence[int]) -> str:
+    return " x ".join(str(n) for n in shape)
+
+
+class TeacherCheck:
+    """Compares the teacher's most likely token with the server's greedy one, now and then.
+
+    Args:
+        head: the verifier's norm and head.
+        every: look at every n-th sample; 0 at none.
+        window: samples of which the rate is taken.
+    """
+
+    def __init__(self, head: VerifierHead, *, every: int, window: int = 32) -> None:
+        self._head = head
+        self._every = every
+        self._seen = 0
+        self._agreed: deque[bool] = deque(maxlen=window)
+
+    def is_due(self) -> bool:
+        """Count one sample and return whether to look at it."""
+        self._seen += 1
+        return self._every > 0 and self._seen % self._every == 0
+
+    def __call__(self, last: Float[Tensor, "token hidden"], next_token: int) -> None:
+        """Look at one sample.
+
+        Raises:
+            HiddenStateError: of the last samples looked at, less than half agreed.
+        """
+        self._agreed.append(int(self._head.argmax(last[-1:])[0]) == next_token)
+        agreed, looked = sum(self._agreed), len(self._agreed)
+        if looked >= _FEWEST_LOOKED_AT and 2 * agreed < looked:
+            raise HiddenStateError(
+                f"the teacher's next token equals the server's in only {agreed} of the last "
+                f"{looked} samples looked at: the last layer's states are not this verifier's; "
+                "check that the server runs the same model and revision"
+            )

@@ -1,0 +1,229 @@
+"""The four requests the project makes to a vLLM server, and what their answers mean."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+
+from speculators.errors import HiddenStateError
+from speculators.hidden_states.online.failures import (
+    BadStatesError,
+    BusyError,
+    NoFileError,
+    RejectedError,
+    ServerTroubleError,
+)
+
+REQUEST_PREFIX = "hs-"
+"""Request ids begin so; vLLM puts them into the names of its files."""
+
+_KEEP_ALIVE_SECONDS = 4.0
+"""Below the 5 s after which vLLM closes an idle connection: a request never meets the closing."""
+
+_BUSY = frozenset({425, 429})
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """What `/v1/models` says.
+
+    Attributes:
+        name: the name to use in requests; may be an alias.
+        root: path or hub id.
+        max_model_len: longest prompt plus generated tokens.
+    """
+
+    name: str
+    root: str
+    max_model_len: int | None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One answer.
+
+    Attributes:
+        path: file of the states, as the server names it.
+        next_token: the server's greedy token after the prompt.
+    """
+
+    path: str
+    next_token: int
+
+
+def base_url(endpoint: str) -> str:
+    """Return an endpoint without a trailing slash and without `/v1`."""
+    return endpoint.rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+class VllmClient:
+    """Requests over one keep-alive session; lives on one event loop.
+
+    Args:
+        timeout_seconds: longest wait for one answer.
+    """
+
+    def __init__(self, timeout_seconds: float) -> None:
+        key = os.environ.get("VLLM_API_KEY")
+        self.tag = f"{REQUEST_PREFIX}{uuid.uuid4().hex[:8]}"
+        self._numbers = itertools.count()
+        self._timeout = aiohttp.ClientTimeout(total=timeout_seconds, connect=30)
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_SECONDS),
+            headers={"Authorization": f"Bearer {key}"} if key else None,
+            timeout=self._timeout,
+        )
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._session.close()
+
+    async def healthy(self, url: str) -> bool:
+        """Return whether the server says that its engine is alive."""
+        short = aiohttp.ClientTimeout(total=10)
+        try:
+            async with self._session.get(f"{url}/health", timeout=short) as response:
+                return response.status == 200
+        except (TimeoutError, aiohttp.ClientError, OSError):
+            return False
+
+    async def version(self, url: str) -> str:
+        """Return the server's version; empty when it does not say."""
+        try:
+            answer = await self._exchange("GET", f"{url}/version")
+        except RejectedError:
+            return ""
+        return str(answer.get("version", ""))
+
+    async def served_model(self, url: str) -> ServedModel:
+        """Return the first model of `/v1/models`.
+
+        Raises:
+            HiddenStateError: the server lists none.
+            AttemptError: no answer.
+        """
+        answer = await self._exchange("GET", f"{url}/v1/models")
+        cards = answer.get("data")
+        if not isinstance(cards, list) or not cards or "id" not in cards[0]:
+            raise HiddenStateError(f"hidden_states.endpoints: {url} serves no model")
+        card = cards[0]
+        return ServedModel(card["id"], card.get("root") or card["id"], card.get("max_model_len"))
+
+    async def complete(self, url: str, model: str, prompt: Sequence[int]) -> Completion:
+        """Send a prompt through the model for one greedy token (vLLM specification, section 2).
+
+        Sampling is pinned: a repetition penalty of the model's generation config would move the
+        greedy token away from the teacher's.
+
+        Raises:
+            AttemptError: no usable answer.
+        """
+        prompt = list(prompt)
+        body = {
+            "model": model,
+            "prompt": prompt,
+            "max_tokens": 1,
+            "temperature": 0,
+            "repetition_penalty": 1.0,
+            "return_token_ids": True,
+        }
+        answer = await self._exchange(
+            "POST",
+            f"{url}/v1/completions",
+            data=json.dumps(body).encode(),
+            headers={
+                "Content-Type": "application/json",
+                "X-Request-Id": f"{self.tag}-{next(self._numbers)}",
+            },
+        )
+        return _completion(answer, prompt)
+
+    async def _exchange(self, method: str, url: str, **options: Any) -> dict[str, Any]:
+        try:
+            async with self._session.request(method, url, **options) as response:
+                body = await response.read()
+                if response.status != 200:
+                    raise _refusal(response, body)
+        except TimeoutError:
+            seconds = self._timeout.total
+            raise ServerTroubleError(f"no answer within {seconds:g} s") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise ServerTroubleError(_brief(error)) from error
+        try:
+            answer = json.loads(body)
+        except ValueError:
+            raise ServerTroubleError(f"answer of {len(body)} bytes is no JSON") from None
+        if not isinstance(answer, dict):
+            raise ServerTroubleError("answer is no JSON object")
+        return answer
+
+
+def _brief(error: BaseException) -> str:
+    """Return one line about a connection failure; aiohttp's texts name every detail twice."""
+    cause = error.__cause__ if isinstance(error, aiohttp.ClientConnectorError) else error
+    if isinstance(cause, OSError) and cause.strerror:
+        text = cause.strerror if cause.errno and cause.errno > 0 else str(cause)
+        return text[:200]
+    return f"{type(error).__name__}: {error}"[:200].rstrip(": ")
+
+
+def _refusal(
+    response: aiohttp.ClientResponse, body: bytes
+) -> BusyError | RejectedError | ServerTroubleError:
+    """Return what a status other than 200 means."""
+    reason = f"HTTP {response.status}: {_message(body)}"
+    if response.status in _BUSY:
+        after = response.headers.get("Retry-After", "")
+        return BusyError(reason, float(after) if after.isdecimal() else 0.0)
+    if response.status >= 500:
+        return ServerTroubleError(reason)
+    return RejectedError(reason)
+
+
+def _message(body: bytes) -> str:
+    """Return the server's own words out of an error body, shortened."""
+    text = body.decode(errors="replace")
+    try:
+        parsed = json.loads(text)
+        error = parsed.get("error", parsed)
+        text = str(error.get("message", error) if isinstance(error, dict) else error)
+    except (ValueError, AttributeError):
+        pass
+    return " ".join(text.split())[:300] or "no message"
+
+
+def _completion(answer: dict[str, Any], prompt: list[int]) -> Completion:
+    """Check the answer's shape and its echo of the prompt."""
+    try:
+        choice = answer["choices"][0]
+        echo, generated = choice["prompt_token_ids"], choice["token_ids"]
+        next_token = int(generated[0])
+    except (KeyError, IndexError, TypeError, ValueError):
+        raise ServerTroubleError("answer without choices[0].token_ids") from None
+    parameters = answer.get("kv_transfer_params")
+    path = parameters.get("hidden_states_path") if isinstance(parameters, dict) else None
+    if not isinstance(path, str) or not path:
+        raise NoFileError(
+            "answer names no hidden_states_path: was the server started for extraction "
+            "(`speculators serve`)?"
+        )
+    if echo != prompt:
+        raise BadStatesError(f"answer is for another prompt: {first_difference(echo, prompt)}")
+    return Completion(path, next_token)
+
+
+def first_difference(got: Any, wanted: Sequence[int]) -> str:
+    """Return where two token sequences part, in a few words."""
+    if not isinstance(got, list):
+        return f"no list of tokens but {type(got).__name__}"
+    if len(got) != len(wanted):
+        return f"{len(got)} tokens instead of {len(wanted)}"
+    index = next((i for i, (a, b) in enumerate(zip(got, wanted, strict=True)) if a != b), 0)
+    return f"token {index} is {got[index]} instead of {wanted[index]}"

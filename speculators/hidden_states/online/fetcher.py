@@ -1,0 +1,189 @@
+"""The states of one sample after another from whichever server is free; when to try again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from speculators.config.schema.hidden_states import FetchConfig
+from speculators.errors import HiddenStateError, HiddenStateOutageError
+from speculators.hidden_states.online.breaker import Endpoint, EndpointPool
+from speculators.hidden_states.online.exchange import Exchange, Received
+from speculators.hidden_states.online.failures import (
+    AttemptError,
+    BadStatesError,
+    BusyError,
+    NoFileError,
+    ServerTroubleError,
+    StuckLockError,
+)
+from speculators.hidden_states.types import Tokens
+
+_log = logging.getLogger(__name__)
+_LONGEST_BACKOFF_SECONDS = 60.0
+
+
+class LeftOutError(Exception):
+    """A sample whose attempts are used up.
+
+    Args:
+        reason: what happened at the last attempt.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+
+@dataclass
+class FetchCounts:
+    """What fetching did so far.
+
+    Attributes:
+        samples: samples delivered.
+        tokens: their tokens.
+        received_bytes: their states.
+        retries: attempts after the first one of a sample.
+        failures: attempts that failed, by kind.
+    """
+
+    samples: int = 0
+    tokens: int = 0
+    received_bytes: int = 0
+    retries: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+
+    def add(self, states: Tensor) -> None:
+        """Count a sample."""
+        self.samples += 1
+        self.tokens += len(states)
+        self.received_bytes += states.nbytes
+
+
+class Fetcher:
+    """Gets samples; lives on one event loop.
+
+    A failure is held against the sample only when the server proves to be all right: it answers
+    its health check after an error, or serves the known probe after wrong or missing files.
+    Otherwise the server is taken out of use and the sample waits, with no attempt lost.
+
+    Args:
+        settings: attempts and pauses.
+        exchange: makes one attempt.
+        pool: hands out servers.
+        greet: proves with a known probe that a server is still what it was; raises
+            `AttemptError` when it cannot answer and `HiddenStateError` when it is another.
+    """
+
+    def __init__(
+        self,
+        settings: FetchConfig,
+        exchange: Exchange,
+        pool: EndpointPool,
+        greet: Callable[[Endpoint], Awaitable[None]],
+    ) -> None:
+        self.counts = FetchCounts()
+        self._settings = settings
+        self._exchange, self._pool, self._greet = exchange, pool, greet
+        self._suspicion: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    async def fetch(self, order: int, sample: Tokens) -> Received:
+        """Return the checked states of one sample.
+
+        Args:
+            order: position in the stream; the oldest sample is served first.
+            sample: what to ask for.
+
+        Raises:
+            LeftOutError: attempts are used up.
+            HiddenStateError: no attempt of any sample can help, or servers stayed away too long.
+        """
+        failed: Counter[type[AttemptError]] = Counter()
+        busy_since: float | None = None
+        avoid: Endpoint | None = None
+        while True:
+            endpoint = await self._pool.acquire(order, avoid)
+            model = endpoint.model
+            try:
+                received = await self._exchange(endpoint, sample.input_ids)
+            except AttemptError as failure:
+                avoid, problem = endpoint, failure
+            else:
+                self.counts.add(received.states)
+                return received
+            finally:
+                self._pool.release(endpoint)
+            self.counts.retries += 1
+            self.counts.failures[type(problem).__name__.removesuffix("Error")] += 1
+            if isinstance(problem, BusyError):
+                busy_since = busy_since or time.monotonic()
+                await self._come_again(problem, time.monotonic() - busy_since)
+                continue
+            last = failed[type(problem)] >= problem.further_attempts(self._settings)
+            if not await self._blames_sample(endpoint, problem, model, last):
+                continue
+            if last:
+                raise LeftOutError(f"{problem.reason} (server {endpoint.url})")
+            failed[type(problem)] += 1
+            await self._back_off(endpoint, failed.total())
+
+    async def _blames_sample(
+        self, endpoint: Endpoint, problem: AttemptError, model: str, last: bool
+    ) -> bool:
+        """Return whether a failure counts against the sample and not against its server."""
+        if isinstance(problem, BadStatesError | StuckLockError) and not last:
+            _log.warning("server %s: %s; asking again", endpoint.url, problem.reason)
+            return True
+        async with self._suspicion[endpoint.url]:
+            if endpoint.down_reason is not None or endpoint.refused:
+                return False
+            if isinstance(problem, ServerTroubleError):
+                if await self._exchange.client.healthy(endpoint.url):
+                    return True
+                self._pool.mark_down(endpoint, problem.reason)
+                return False
+            try:
+                await self._greet(endpoint)
+            except NoFileError as failure:
+                self._pool.mark_down(endpoint, f"{failure.reason}; {self._why_no_file()}")
+            except AttemptError as failure:
+                self._pool.mark_down(endpoint, failure.reason)
+            except HiddenStateError as error:
+                self._pool.refuse(endpoint, error)
+            else:
+                return endpoint.model == model
+            return False
+
+    def _why_no_file(self) -> str:
+        space = self._exchange.folder.describe_space()
+        return f"the server cannot write files: disk full or no permission? {space}"
+
+    async def _come_again(self, problem: BusyError, waited: float) -> None:
+        """Pause as the server asks; it is never the sample's fault.
+
+        Raises:
+            HiddenStateOutageError: it has lasted too long.
+        """
+        limit = self._settings.outage_timeout_seconds
+        if waited > limit:
+            raise HiddenStateOutageError(
+                f"{problem.reason}; this lasted {waited:.0f} s "
+                "(hidden_states.fetch.outage_timeout_seconds): lower "
+                "hidden_states.fetch.requests_per_endpoint, or add servers, and repeat this "
+                "command: it goes on where it stopped"
+            )
+        pause = max(problem.retry_after, self._settings.backoff_seconds, waited)
+        await asyncio.sleep(min(pause, _LONGEST_BACKOFF_SECONDS, limit))
+
+    async def _back_off(self, endpoint: Endpoint, attempts: int) -> None:
+        """Pause before the next attempt, unless another server can make it at once."""
+        if attempts == 1 and self._pool.has_other(endpoint):
+            return
+        seconds = self._settings.backoff_seconds * 2 ** (attempts - 1)
+        await asyncio.sleep(min(seconds, _LONGEST_BACKOFF_SECONDS))

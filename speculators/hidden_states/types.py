@@ -1,0 +1,59 @@
+"""What a source of hidden states delivers, and the protocol every source follows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class HiddenStates:
+    """States of one sample, in the verifier's precision.
+
+    Attributes:
+        aux: streams entering the target layers, ascending by layer id.
+        last: stream after the last layer, before the final norm.
+    """
+
+    aux: Float[Tensor, "token aux_layer hidden"]
+    last: Float[Tensor, "token hidden"]
+
+
+@runtime_checkable
+class Tokens(Protocol):
+    """What a source needs to know of a sample."""
+
+    @property
+    def input_ids(self) -> Int[Tensor, "token"]:
+        """Tokens as the verifier sees them."""
+        ...
+
+    @property
+    def sample_id(self) -> str:
+        """Content address of the tokens."""
+        ...
+
+
+@runtime_checkable
+class HiddenStateSource(Protocol):
+    """Where hidden states come from: a verifier in this process, a server, or a store.
+
+    A source is streamed: it is given the groups of samples in the order in which they will be
+    needed and may work ahead; it answers in that same order whatever the order of arrival.
+    """
+
+    def stream(self, groups: Iterable[Sequence[Tokens]]) -> Iterator[list[HiddenStates | None]]:
+        """Yield the states of each group; None for a sample that policy leaves out.
+
+        Raises:
+            HiddenStateError: states cannot be had and policy forbids going on.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release models, connections and temporary files."""
+        ...

@@ -1,0 +1,25 @@
+"""`speculators prepare`: conversations -> samples, and a look at what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+
+from speculators.config.schema import Config
+from speculators.data.coloured import print_samples
+from speculators.data.report import print_report
+from speculators.launch.verifier_stage import Verifier, prepare_data
+
+
+def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
+    """Prepare the data, print the report and as many samples as `show` asks for."""
+    console = Console(highlight=False)
+    verifier = Verifier(config)
+    data = prepare_data(config, verifier)
+    print_report(data.report, console)
+    if config.show:
+        print_samples(data.train, verifier.tokenizer, config.show, console)
+    console.print(f"prepared data: {data.folder}{' (from an earlier run)' if data.reused else ''}")
+    return data.report.to_dict()

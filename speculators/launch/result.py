@@ -1,0 +1,51 @@
+"""`result.json`: what a run reached, for people, sweeps and scripts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from speculators.conversion.durable import replace_text
+from speculators.evaluation.result import EvaluationResult
+from speculators.training.result import TrainResult
+
+_DECODED = (
+    "acceptance_length",
+    "acceptance_length_ci95",
+    "acceptance_rate",
+    "acceptance_per_position",
+    "lossless_prompts",
+    "num_prompts",
+    "verifier_calls_saved",
+    "speedup",
+    "distinct_4gram_share",
+)
+
+
+def summarise(trained: TrainResult, evaluation: EvaluationResult | None) -> dict[str, Any]:
+    """Return the content of `result.json`.
+
+    Acceptance is that of real decoding; without an evaluation its keys are null, and what the
+    best checkpoint was chosen by stands under `best_value`.
+    """
+    decoded = {} if evaluation is None else evaluation.to_dict()
+    best = trained.best_checkpoint
+    return {
+        **{key: decoded.get(key) for key in _DECODED},
+        "best_value": trained.best_value,
+        "steps": trained.steps,
+        "epochs": trained.epochs,
+        "train_seconds": trained.seconds,
+        "train_tokens": trained.tokens,
+        "train_tokens_per_second": trained.tokens_per_second,
+        "peak_memory_bytes": trained.peak_memory_bytes,
+        "checkpoint": None if best is None else str(best.parent / "checkpoint_best"),
+    }
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON file aside and rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(path, json.dumps(values, indent=2) + "\n")

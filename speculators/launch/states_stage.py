@@ -1,0 +1,63 @@
+"""The hidden-state stage: the source the configuration names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from speculators.config.schema import Config, HiddenStatesMode, OnGenerate, OnMissing
+from speculators.errors import ConfigError
+from speculators.hidden_states.embedded import EmbeddedSource
+from speculators.hidden_states.offline import OfflineSource
+from speculators.hidden_states.store import HiddenStateStore
+from speculators.hidden_states.types import HiddenStateSource
+from speculators.launch.verifier_stage import Verifier
+from speculators.verifier.identity import store_identity
+
+
+def open_source(config: Config, verifier: Verifier, layer_ids: Sequence[int]) -> HiddenStateSource:
+    """Open where hidden states come from. The caller closes it.
+
+    Args:
+        config: the configuration.
+        verifier: the verifier.
+        layer_ids: layers the drafter reads, ascending, without the last stream.
+
+    Raises:
+        ConfigError: the policies lack what they need.
+        HiddenStateError: the store belongs to another verifier.
+    """
+    settings = config.hidden_states
+    if settings.mode is HiddenStatesMode.online:
+        raise ConfigError(
+            f"hidden_states.mode=online: reading states from a vLLM server ({_urls(config)}) is not "
+            "part of this version; hidden_states=embedded runs the verifier in this process"
+        )
+    if settings.mode is HiddenStatesMode.offline:
+        store = _open_store(config, verifier, layer_ids, dtype="any", create=False)
+        return OfflineSource(store, settings.on_missing)
+    model = verifier.model() if settings.on_missing is OnMissing.generate else None
+    store = None
+    if settings.store_path is not None:
+        dtype = "any" if model is None else str(model.dtype).removeprefix("torch.")
+        keeps = settings.on_generate is OnGenerate.cache
+        store = _open_store(config, verifier, layer_ids, dtype=dtype, create=keeps)
+    return EmbeddedSource(
+        model,
+        layer_ids,
+        store=store,
+        on_missing=settings.on_missing,
+        on_generate=settings.on_generate,
+        batch_tokens=settings.batch_tokens,
+        memory_bytes=settings.memory_bytes,
+    )
+
+
+def _open_store(
+    config: Config, verifier: Verifier, layer_ids: Sequence[int], *, dtype: str, create: bool
+) -> HiddenStateStore:
+    wanted = store_identity(verifier.spec, layer_ids, dtype=dtype, engine="transformers")
+    return HiddenStateStore.open(config.hidden_states.store_path or "", wanted, create=create)
+
+
+def _urls(config: Config) -> str:
+    return ", ".join(config.hidden_states.endpoints) or "hidden_states.endpoints"

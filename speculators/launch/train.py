@@ -1,0 +1,188 @@
+"""`speculators train`: everything that is still missing, then training, evaluation, report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from speculators.algorithms.base import Drafter
+from speculators.config.loading import to_yaml
+from speculators.config.schema import Config, HiddenStatesMode
+from speculators.conversion.layout import read_model
+from speculators.data.coloured import print_samples
+from speculators.data.coverage import coverage_view, vocabulary_coverage
+from speculators.data.loader import RowLoader
+from speculators.data.prepared import PreparedData, SampleSet
+from speculators.data.report import print_report
+from speculators.evaluation.evaluate import evaluate
+from speculators.evaluation.report import write_report
+from speculators.evaluation.result import EvaluationResult
+from speculators.evaluation.summary import summary_table
+from speculators.hidden_states.types import HiddenStateSource
+from speculators.launch.drafter_stage import build_drafter
+from speculators.launch.prompts_stage import find_prompts
+from speculators.launch.provenance import write_provenance
+from speculators.launch.result import summarise, write_json
+from speculators.launch.states_stage import open_source
+from speculators.launch.validation_stage import Validation
+from speculators.launch.verifier_stage import Verifier, prepare_data
+from speculators.training.result import TrainResult
+from speculators.training.trackers import open_tracker
+from speculators.training.trainer import Trainer
+
+
+def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
+    """Train a drafter as configured and return what `result.json` holds.
+
+    Args:
+        config: the whole configuration, valid.
+        argv: command line, for the record.
+
+    Raises:
+        SpeculatorsError: anything the user can mend; see the message.
+    """
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    job = _Training(config, Console(highlight=False))
+    return job.run(argv)
+
+
+class _Training:
+    """One run, stage by stage; what a stage makes stays for the later ones."""
+
+    def __init__(self, config: Config, console: Console) -> None:
+        self.config, self.console = config, console
+        self.folder = Path(config.output_dir)
+        self.verifier = Verifier(config)
+
+    def run(self, argv: Sequence[str]) -> dict[str, Any]:
+        data = prepare_data(self.config, self.verifier)
+        drafter = build_drafter(self.config, self.verifier, data)
+        write_provenance(self.folder, self.config, argv)
+        write_json(self.folder / "data_report.json", data.report.to_dict())
+        self._announce(data, drafter)
+        trained = self._fit(data, drafter)
+        evaluation = self._evaluate(data, trained)
+        if evaluation is not None:
+            write_json(self.folder / "evaluation.json", evaluation.to_dict())
+            self.console.print(summary_table(evaluation))
+        result = summarise(trained, evaluation)
+        write_json(self.folder / "result.json", result)
+        self._conclude(trained, result, write_report(self.folder))
+        return result
+
+    def _announce(self, data: PreparedData, drafter: Drafter[Any]) -> None:
+        print_report(data.report, self.console)
+        if self.config.show:
+            print_samples(data.train, self.verifier.tokenizer, self.config.show, self.console)
+        if not drafter.vocabulary.is_full:
+            coverage = vocabulary_coverage(
+                drafter.vocabulary, data.token_counts, drafter.num_draft_tokens
+            )
+            tokenizer = self.verifier.tokenizer
+            view = coverage_view(coverage, self.verifier.spec.hidden_size, tokenizer)
+            self.console.print(view)
+            for line in coverage.warnings():
+                self.console.print(f"[yellow]warning:[/] {line}")
+        moving = sum(p.numel() for p in drafter.trainable_parameters().values())
+        self.console.print(
+            f"{drafter.config.name}: {moving:,} trainable parameters, drafts "
+            f"{drafter.num_draft_tokens} tokens, reads layers {drafter.config.target_layer_ids} of "
+            f"{self.verifier.spec.num_layers} ({self.verifier.spec.architecture}) on "
+            f"{self.verifier.device}"
+        )
+        self.console.print(f"run directory: {self.folder}")
+
+    def _fit(self, data: PreparedData, drafter: Drafter[Any]) -> TrainResult:
+        layer_ids = list(drafter.config.target_layer_ids or ())
+        source = open_source(self.config, self.verifier, layer_ids)
+        head = self.verifier.head()
+        try:
+            held_out = data.validation
+            rows = self.config.training.validation_rows
+            if rows is not None and len(held_out) > rows:
+                held_out = held_out.select(range(rows))
+            validation = Validation(
+                self._loader(held_out, source, len(layer_ids), shuffle=False),
+                head,
+                self.verifier.tokenizer.end_of_turn_ids,
+                self.verifier.device,
+                self.config.seed,
+            )
+            trainer = Trainer(
+                self.config,
+                drafter,
+                head,
+                self._loader(data.train, source, len(layer_ids), shuffle=True),
+                run_dir=self.folder,
+                validate=validation,
+                tracker=open_tracker(self.config.tracker),
+                fingerprints={
+                    "data": data.fingerprint,
+                    "vocabulary": drafter.vocabulary.fingerprint,
+                    "verifier": self.verifier.revision(),
+                },
+                device=self.verifier.device,
+                run_yaml=to_yaml(self.config),
+                console=self.console,
+            )
+            return trainer.fit()
+        finally:
+            source.close()
+
+    def _loader(
+        self, samples: SampleSet, source: HiddenStateSource, num_aux: int, *, shuffle: bool
+    ) -> RowLoader:
+        return RowLoader(
+            samples,
+            source,
+            sequence_length=self.config.training.sequence_length,
+            num_aux_layers=num_aux,
+            hidden_size=self.verifier.spec.hidden_size,
+            seed=self.config.seed,
+            shuffle=shuffle,
+        )
+
+    def _evaluate(self, data: PreparedData, trained: TrainResult) -> EvaluationResult | None:
+        """Decode with the best checkpoint, read back from its folder as a server would."""
+        settings = self.config.evaluation
+        in_process = self.config.hidden_states.mode is HiddenStatesMode.embedded
+        if not settings.enabled or trained.best_checkpoint is None or not in_process:
+            return None
+        drafter = read_model(
+            trained.best_checkpoint,
+            spec=self.verifier.spec,
+            tables=self.verifier.tables(),
+            attention=self.config.attention,
+        ).to(self.verifier.device)
+        tokenizer = self.verifier.tokenizer
+        prompts = find_prompts(settings, tokenizer, lambda: data)
+        return evaluate(
+            self.verifier.model(),
+            drafter,
+            tokenizer,
+            prompts,
+            settings,
+            seed=self.config.seed,
+            console=self.console,
+        )
+
+    def _conclude(self, trained: TrainResult, result: dict[str, Any], report: Path) -> None:
+        say = self.console.print
+        length = result["acceptance_length"]
+        if length is not None:
+            interval = result["acceptance_length_ci95"]
+            spread = "" if interval is None else " (95 % interval {:.2f} to {:.2f})".format(*interval)
+            say(
+                f"\n[bold]acceptance length {length:.2f}[/]{spread} on {result['num_prompts']} "
+                "prompts: that many tokens per verifier call, "
+                f"{result['verifier_calls_saved']:.0%} of the calls saved"
+            )
+        say(f"report:      {report}")
+        say(f"checkpoint:  {result['checkpoint']}")
+        say(f"next:        speculators evaluate checkpoint={result['checkpoint']}")
+        say(f"serve:       vllm serve {result['checkpoint']}")

@@ -1,0 +1,349 @@
+"""A vLLM server that is none: the extraction protocol, over HTTP and files, in a thread.
+
+It does what vLLM 0.32 was measured to do (vLLM specification, section 2): a request's lock file
+is created and locked before the answer, the answer names the file before it exists, the file
+appears later with mode 0600, the lock is released when writing ended or failed, and the layers
+stand in ascending order whatever order was asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import itertools
+import json
+import os
+import threading
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from aiohttp import web
+from jaxtyping import Float
+from safetensors.torch import save
+from torch import Tensor
+
+from speculators.testing.faults import Call, Fault, FaultKind, FaultPlan
+
+StatesFunction = Callable[[Sequence[int], Sequence[int]], tuple[Tensor, int]]
+"""(token ids, ascending layer ids) -> (states `token layer hidden`, greedy next token)."""
+
+_K = FaultKind
+
+
+class FakeVLLM:
+    """An HTTP server with the extraction protocol, run in a background thread.
+
+    Args:
+        folder: where the files go; created when missing.
+        called: what the server calls that folder in its answers, as in a container.
+        layer_ids: ids to extract, in any order.
+        states: computes states and next token of a prompt.
+        model: name in `/v1/models` and in requests.
+        root: path or hub id of the model; `model` when None.
+        max_model_len: prompt and generated tokens together.
+        dtype: number format of the files.
+        latency_seconds: time every request spends in the engine.
+        file_delay_seconds: time between the answer and the file.
+        capacity: requests in the engine at a time; the others wait.
+        port: 0 takes a free one, which a restart takes again.
+        api_key: wanted in the Authorization header, when not None.
+        version: answer of `/version`.
+
+    Attributes:
+        faults: what goes wrong; may be changed at any time.
+        calls: every completion received, in order.
+        most_running: the largest number of requests that were in the engine at once.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        layer_ids: Sequence[int],
+        states: StatesFunction,
+        *,
+        called: str | None = None,
+        model: str = "toy",
+        root: str | None = None,
+        max_model_len: int = 4096,
+        dtype: torch.dtype = torch.float32,
+        latency_seconds: float = 0.0,
+        file_delay_seconds: float = 0.0,
+        capacity: int = 64,
+        port: int = 0,
+        api_key: str | None = None,
+        version: str = "0.32.0",
+    ) -> None:
+        self.folder = Path(folder)
+        self.called = self.folder if called is None else Path(called)
+        self.layer_ids = sorted(set(layer_ids))
+        self.states = states
+        self.model, self.root, self.version = model, root or model, version
+        self.max_model_len, self.dtype, self.api_key = max_model_len, dtype, api_key
+        self.latency_seconds, self.file_delay_seconds = latency_seconds, file_delay_seconds
+        self.capacity, self.port = capacity, port
+        self.healthy = True
+        self.faults = FaultPlan()
+        self.calls: list[Call] = []
+        self.most_running = 0
+        self._running = 0
+        self._numbers = itertools.count()
+        self._locks: set[int] = set()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def url(self) -> str:
+        """Base URL as it is configured: `http://127.0.0.1:PORT/v1`."""
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def start(self) -> FakeVLLM:
+        """Start serving and return when connections are accepted."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        ready: threading.Event = threading.Event()
+        self._thread = threading.Thread(target=self._serve, args=(ready,), daemon=True)
+        self._thread.start()
+        if not ready.wait(10):
+            raise RuntimeError("the fake server did not start")
+        return self
+
+    def stop(self) -> None:
+        """Cut every connection and stop, as a killed server does. `start` serves again."""
+        if self._thread is None:
+            return
+        self._loop.call_soon_threadsafe(self._halt.set)
+        self._thread.join(10)
+        self._thread = None
+        while self._locks:  # the system releases the locks of a process that died
+            os.close(self._locks.pop())
+
+    def __enter__(self) -> FakeVLLM:
+        """Start."""
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop."""
+        self.stop()
+
+    def _serve(self, ready: threading.Event) -> None:
+        with ThreadPoolExecutor(8, thread_name_prefix="fake-writer") as self._writers:
+            asyncio.run(self._main(ready))
+
+    async def _main(self, ready: threading.Event) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._halt = asyncio.Event()
+        self._slots = asyncio.Semaphore(self.capacity)
+        app = web.Application(client_max_size=2**28)
+        app.router.add_get("/health", self._health)
+        app.router.add_get("/version", self._version)
+        app.router.add_get("/v1/models", self._models)
+        app.router.add_post("/v1/completions", self._completions)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.01)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", self.port, reuse_address=True).start()
+        self.port = runner.addresses[0][1]
+        ready.set()
+        await self._halt.wait()
+        for connection in runner.server.connections if runner.server else ():
+            if connection.transport is not None:
+                connection.transport.abort()
+        await runner.cleanup()
+
+    async def _health(self, request: web.Request) -> web.Response:
+        return web.Response(status=200 if self.healthy else 503)
+
+    async def _version(self, request: web.Request) -> web.Response:
+        return web.json_response({"version": self.version})
+
+    async def _models(self, request: web.Request) -> web.Response:
+        self._authorize(request)
+        card = {
+            "id": self.model,
+            "object": "model",
+            "owned_by": "vllm",
+            "root": self.root,
+            "parent": None,
+            "max_model_len": self.max_model_len,
+        }
+        return web.json_response({"object": "list", "data": [card]})
+
+    async def _completions(self, request: web.Request) -> web.StreamResponse:
+        self._authorize(request)
+        body = await request.json()
+        prompt = self._checked_prompt(body)
+        name = request.headers.get("X-Request-Id", uuid.uuid4().hex[:16])
+        request_id = f"cmpl-{name}-0-{uuid.uuid4().hex[:8]}"
+        call = Call(next(self._numbers), tuple(prompt), request_id)
+        self.calls.append(call)
+        fault = self.faults.take(call)
+        early = await self._fail_early(request, fault)
+        if early is not None:
+            return early
+        path = self.folder / f"{request_id}.safetensors"
+        lock = _locked(path) if not (fault and fault.kind is _K.no_lock) else None
+        if lock is not None:
+            self._locks.add(lock)
+        async with self._slots:
+            self._running += 1
+            self.most_running = max(self.most_running, self._running)
+            try:
+                states, token = self.states(prompt, self.layer_ids)
+                if self.latency_seconds:
+                    await asyncio.sleep(self.latency_seconds)
+            finally:
+                self._running -= 1
+        tensors = _spoil(states.to(self.dtype), torch.tensor(prompt), fault)
+        delay = fault.seconds if fault and fault.kind is _K.late_file else self.file_delay_seconds
+        self._loop.call_later(
+            delay, lambda: self._writers.submit(self._write, path, tensors, lock, fault)
+        )
+        named = str(self.called / path.name)
+        answer = _answer(call, self.model, prompt, token, named, fault, body)
+        return await _send(request, answer, fault)
+
+    def _authorize(self, request: web.Request) -> None:
+        wanted = f"Bearer {self.api_key}"
+        if self.api_key is not None and request.headers.get("Authorization") != wanted:
+            raise web.HTTPUnauthorized(text='{"error": "Unauthorized"}')
+
+    def _checked_prompt(self, body: dict[str, Any]) -> list[int]:
+        if body.get("model") != self.model:
+            message = f"The model `{body.get('model')}` does not exist."
+            raise web.HTTPNotFound(text=_error(message, "NotFoundError", 404))
+        prompt = body["prompt"]
+        asked = len(prompt) + body.get("max_tokens", 16)
+        if asked > self.max_model_len:
+            message = (
+                f"This model's maximum context length is {self.max_model_len} tokens. "
+                f"However, your request needs {asked}."
+            )
+            raise web.HTTPBadRequest(text=_error(message, "BadRequestError", 400))
+        return prompt
+
+    async def _fail_early(self, request: web.Request, fault: Fault | None) -> web.Response | None:
+        if fault is None:
+            return None
+        if fault.kind is _K.status:
+            text = _error(fault.message, "InjectedError", fault.status)
+            return web.Response(status=fault.status, text=text, content_type="application/json")
+        if fault.kind is _K.reset:
+            if request.transport is not None:
+                request.transport.abort()
+            return web.Response()
+        if fault.kind is _K.hang:
+            await asyncio.sleep(fault.seconds)
+        return None
+
+    def _write(
+        self, path: Path, tensors: dict[str, Tensor], lock: int | None, fault: Fault | None
+    ) -> None:
+        try:
+            if fault is None or fault.kind is not _K.missing_file:
+                data = save(tensors)
+                if fault is not None and fault.kind is _K.truncated_file:
+                    data = data[: len(data) * 2 // 3]
+                descriptor = os.open(path, os.O_CREAT | os.O_WRONLY, 0o600)
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(data)
+        finally:
+            stuck = fault is not None and fault.kind is _K.stuck_lock
+            if lock is not None and not stuck:
+                self._locks.discard(lock)
+                os.close(lock)
+
+
+def _locked(path: Path) -> int:
+    descriptor = os.open(f"{path}.lock", os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return descriptor
+
+
+def _error(message: str, kind: str, code: int) -> str:
+    body = {"message": message, "type": kind, "param": None, "code": code}
+    return json.dumps({"error": body})
+
+
+def _spoil(
+    states: Float[Tensor, "token layer hidden"], tokens: Tensor, fault: Fault | None
+) -> dict[str, Tensor]:
+    """Return the file's tensors, made wrong in the way `fault` says."""
+    kind = fault.kind if fault else None
+    states = states.clone() if kind in (_K.nan, _K.zeros) else states
+    if kind is _K.nan:
+        states[-1, 0, 0] = torch.nan
+    elif kind is _K.zeros:
+        states[len(states) // 2, -1] = 0
+    elif kind is _K.fewer_rows:
+        states = states[:-1]
+    elif kind is _K.wrong_layers:
+        states = states[:, :-1]
+    elif kind is _K.loud:
+        states = states * 1000
+    elif kind is _K.foreign_file:
+        tokens = tokens.flip(0) + 1
+    return {"hidden_states": states.contiguous(), "token_ids": tokens.contiguous()}
+
+
+def _answer(
+    call: Call,
+    model: str,
+    prompt: list[int],
+    token: int,
+    path: str,
+    fault: Fault | None,
+    body: dict[str, Any],
+) -> dict[str, Any]:
+    """Return the completion; token ids only when asked for, as the server does."""
+    kind = fault.kind if fault else None
+    choice: dict[str, Any] = {
+        "index": 0,
+        "text": " token",
+        "logprobs": None,
+        "finish_reason": "length",
+        "stop_reason": None,
+        "token_ids": None,
+        "prompt_token_ids": None,
+    }
+    if body.get("return_token_ids"):
+        echo = [*prompt[:-1], prompt[-1] + 1] if kind is _K.wrong_echo else prompt
+        choice |= {"token_ids": [token], "prompt_token_ids": echo}
+    named = fault.path if fault is not None and kind is _K.path else path
+    parameters = None if kind is _K.no_path else {"hidden_states_path": named}
+    return {
+        "id": call.request_id,
+        "object": "text_completion",
+        "model": model,
+        "choices": [choice],
+        "usage": {
+            "prompt_tokens": len(prompt),
+            "total_tokens": len(prompt) + 1,
+            "completion_tokens": 1,
+        },
+        "kv_transfer_params": parameters,
+    }
+
+
+async def _send(
+    request: web.Request, answer: dict[str, Any], fault: Fault | None
+) -> web.StreamResponse:
+    data = json.dumps(answer).encode()
+    kind = fault.kind if fault else None
+    if kind is _K.truncated_json:
+        data = data[: len(data) // 2]
+    if kind is not _K.truncated_body:
+        return web.Response(body=data, content_type="application/json")
+    response = web.StreamResponse(headers={"Content-Type": "application/json"})
+    response.content_length = len(data)
+    await response.prepare(request)
+    await response.write(data[: len(data) // 2])
+    if request.transport is not None:
+        request.transport.abort()
+    return response

@@ -1,0 +1,112 @@
+"""What a person sees of a run: a bar on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+_PLAIN_SECONDS = 10.0
+_SHOWN = {
+    ("train", "loss"): "loss {:.3f}",
+    ("train", "acceptance_length"): "tau {:.2f} (anchors)",
+    ("validation", "acceptance_length"): "tau {:.2f} (validation)",
+}
+
+
+class TrainingProgress:
+    """Steps done, steps per second, time left, loss and acceptance length.
+
+    Args:
+        total_steps: of the whole run.
+        first_step: steps done before this start.
+        console: where to draw; None writes to standard error.
+    """
+
+    def __init__(self, total_steps: int, first_step: int, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True, highlight=False)
+        self._total, self._first, self._step = total_steps, first_step, first_step
+        self._values: dict[tuple[str, str], str] = {}
+        self._bar = Progress(
+            TextColumn("[bold]training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("steps  {task.fields[rate]}  {task.fields[values]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task(
+            "training", total=total_steps, completed=first_step, rate="", values=""
+        )
+        self._start = self._last_line = time.monotonic()
+
+    def __enter__(self) -> TrainingProgress:
+        """Start drawing."""
+        self._start = self._last_line = time.monotonic()
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Leave the last state on the screen."""
+        self._bar.stop()
+
+    def advance(self, step: int) -> None:
+        """Show that `step` steps are done."""
+        self._step = step
+        self._bar.update(self._task, completed=step, rate=self._rate())
+
+    def show(self, line: Mapping[str, Any]) -> None:
+        """Take loss and acceptance length from a line of metrics.
+
+        Without a terminal, training lines are printed at most every ten seconds and at the end,
+        validation lines always.
+        """
+        for (kind, name), form in _SHOWN.items():
+            if line.get("kind") == kind and isinstance(line.get(name), float | int):
+                self._values[kind, name] = form.format(line[name])
+        values = "  ".join(self._values.values())
+        self._bar.update(self._task, values=values)
+        if self._console.is_terminal:
+            return
+        now = time.monotonic()
+        due = now - self._last_line >= _PLAIN_SECONDS or self._step >= self._total
+        if due or line.get("kind") == "validation":
+            self._last_line = now
+            left = _duration(self._seconds_left())
+            self.say(
+                f"step {self._step}/{self._total}  {line.get('kind')}  {values}  {self._rate()}"
+                f"  {left} left"
+            )
+
+    def say(self, text: str) -> None:
+        """Print one line above the bar."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _per_second(self) -> float:
+        return (self._step - self._first) / max(time.monotonic() - self._start, 1e-9)
+
+    def _seconds_left(self) -> float:
+        rate = self._per_second()
+        return (self._total - self._step) / rate if rate > 0 else float("inf")
+
+    def _rate(self) -> str:
+        rate = self._per_second()
+        return f"{rate:.2f} steps/s" if rate >= 1 or rate == 0 else f"{1 / rate:.2f} s/step"
+
+
+def _duration(seconds: float) -> str:
+    if seconds == float("inf"):
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,175 @@
+"""One optimizer step over several packed rows: exact under accumulation, guarded against NaN."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from speculators.algorithms.base import Drafter, Output, StepContext
+from speculators.config.schema import Precision
+from speculators.data.types import PackedBatch
+from speculators.training.optimizers import set_learning_rate
+from speculators.verifier.head import VerifierHead
+
+_NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step did.
+
+    Attributes:
+        output: losses and metrics summed over the rows; nothing is a mean.
+        num_tokens: tokens that are not padding.
+        num_supervised: tokens of the loss mask.
+        learning_rate: of the first parameter group.
+        gradient_norm: before clipping; None when there was nothing to learn from.
+        bad_tensor: first NaN or infinite tensor, which made the step be skipped; None if all
+            are finite.
+        sample_ids: what the rows were packed from.
+    """
+
+    output: Output
+    num_tokens: int
+    num_supervised: int
+    learning_rate: float
+    gradient_norm: float | None
+    bad_tensor: str | None
+    sample_ids: tuple[str, ...]
+
+    @property
+    def moved(self) -> bool:
+        """Whether the weights were updated."""
+        return self.gradient_norm is not None and self.bad_tensor is None
+
+
+@dataclass(frozen=True)
+class Stepper:
+    """Forward, backward and update.
+
+    Attributes:
+        drafter: what is trained, with fp32 weights on `device`.
+        teacher: the verifier's norm and head on `device`.
+        optimizers: together they move every trainable parameter.
+        device: where rows are sent.
+        precision: arithmetic of forward and backward; auto is bfloat16 on an accelerator.
+        clip_norm: largest gradient norm, or None.
+        seed: of the run; with step and row it decides everything random in a forward pass.
+    """
+
+    drafter: Drafter[Any]
+    teacher: VerifierHead
+    optimizers: Sequence[Optimizer]
+    device: torch.device
+    precision: Precision
+    clip_norm: float | None
+    seed: int
+
+    def run(self, rows: Iterable[PackedBatch], step: int, factor: float) -> StepReport:
+        """Train on `rows` as if they were one.
+
+        Each row's summed loss is back-propagated as it is; the gradient is divided once by the
+        divisor of all rows. A step whose divisor is 0 changes nothing, and neither does one with
+        a NaN or infinite loss or gradient.
+
+        Args:
+            rows: packed rows, at least one.
+            step: 0-based index of the step.
+            factor: of the peak learning rate.
+        """
+        learning_rate = set_learning_rate(self.optimizers, factor)
+        tokens = supervised = torch.zeros((), dtype=torch.int64)
+        total: Output | None = None
+        sample_ids: tuple[str, ...] = ()
+        for index, row in enumerate(rows):
+            output = self._forward_backward(row, StepContext(self.seed, step, index))
+            total = output if total is None else add_outputs(total, output)
+            tokens = tokens + (row.document_ids >= 0).sum()
+            supervised = supervised + row.loss_mask.sum()
+            sample_ids += row.sample_ids
+        if total is None:
+            raise ValueError("a step needs at least one row")
+        num_tokens, num_supervised = torch.stack([tokens, supervised]).tolist()
+        norm, bad_tensor = self._update(total)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        return StepReport(
+            total, num_tokens, num_supervised, learning_rate, norm, bad_tensor, sample_ids
+        )
+
+    def autocast(self) -> torch.autocast:
+        """Return the arithmetic of forward passes as a context manager."""
+        return autocast(self.precision, self.device)
+
+    def _forward_backward(self, row: PackedBatch, context: StepContext) -> Output:
+        row = row.to(self.device, non_blocking=True)
+        with self.autocast():
+            output = self.drafter.compute_loss(row, self.teacher, context)
+        if output.loss_sum.requires_grad:
+            output.loss_sum.backward()
+        return Output(output.loss_sum.detach(), output.divisor.detach(), output.sums, output.counts)
+
+    def _update(self, total: Output) -> tuple[float | None, str | None]:
+        parameters = self.drafter.trainable_parameters()
+        gradients = [p.grad for p in parameters.values() if p.grad is not None]
+        raw_norm = torch.nn.utils.get_total_norm(gradients)
+        # The only wait for the device in a step: three numbers decide whether it counts.
+        deciding = (total.loss_sum, total.divisor, raw_norm)
+        deciding = torch.stack([t.to(self.device, torch.float32) for t in deciding])
+        loss, divisor, raw = deciding.tolist()
+        if not all(map(math.isfinite, (loss, divisor, raw))):
+            return None, first_bad_tensor(total, parameters)
+        if divisor <= 0:
+            return None, None
+        norm = raw / divisor
+        scale = 1.0 if self.clip_norm is None else min(1.0, self.clip_norm / (norm + _NORM_EPS))
+        torch._foreach_mul_(gradients, scale / divisor)  # pyright: ignore[reportPrivateImportUsage]
+        for optimizer in self.optimizers:
+            optimizer.step()
+        return norm, None
+
+
+def autocast(precision: Precision, device: torch.device) -> torch.autocast:
+    """Return bf16 autocast where `precision` asks for it; auto: on every device but the CPU."""
+    bfloat16 = precision is Precision.bfloat16 or (
+        precision is Precision.auto and device.type != "cpu"
+    )
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16)
+
+
+def add_outputs(a: Output, b: Output) -> Output:
+    """Return the exact sum of two outputs; a metric only one of them has counts once."""
+    return Output(
+        a.loss_sum + b.loss_sum,
+        a.divisor + b.divisor,
+        _added(a.sums, b.sums),
+        _added(a.counts, b.counts),
+    )
+
+
+def first_bad_tensor(total: Output, parameters: Mapping[str, nn.Parameter]) -> str:
+    """Name the first tensor with a NaN or infinite value: weights, then loss, then gradients."""
+    for name, parameter in parameters.items():
+        if not _finite(parameter):
+            return f"weight {name}"
+    if not _finite(total.loss_sum) or not _finite(total.divisor):
+        return "loss"
+    for name, parameter in parameters.items():
+        if parameter.grad is not None and not _finite(parameter.grad):
+            return f"gradient of {name}"
+    return "gradient norm"
+
+
+def _added(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {**a, **b, **{name: a[name] + b[name] for name in a if name in b}}
+
+
+def _finite(tensor: Float[Tensor, "..."]) -> bool:
+    return bool(tensor.detach().isfinite().all())

@@ -1,0 +1,80 @@
+"""Validation that leaves training as it was, and what "best" means."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from speculators.algorithms.base import Drafter
+from speculators.config.schema import BestMetric
+from speculators.errors import ConfigError
+from speculators.evaluation.inference import inference
+from speculators.training.ema import WeightAverage
+from speculators.training.rng import untouched_rng
+from speculators.training.state import TrainerState
+
+Validate = Callable[[Drafter[Any]], Mapping[str, Any]]
+"""Measures a drafter on held-out rows. Same drafter, same answer: no times or dates in it."""
+
+
+def validate_undisturbed(
+    validate: Validate,
+    drafter: Drafter[Any],
+    average: WeightAverage | None,
+    arithmetic: contextlib.AbstractContextManager[Any],
+) -> dict[str, Any]:
+    """Validate the weights that would be saved: the average where there is one.
+
+    Training goes on as if this had not happened: weights, gradients, module modes and every
+    global random state are put back, also when validation fails.
+
+    Args:
+        validate: what to measure.
+        drafter: the drafter in training.
+        average: its averaged weights, or None.
+        arithmetic: autocast of the run.
+    """
+    averaged = average.applied() if average is not None else contextlib.nullcontext()
+    with untouched_rng(), averaged, inference(drafter), arithmetic:
+        return dict(validate(drafter))
+
+
+def note_validation(state: TrainerState, values: Mapping[str, Any], metric: BestMetric) -> bool:
+    """Record in `state` what validation found at its step; return whether it is the best so far.
+
+    Raises:
+        ConfigError: validation did not measure `metric`.
+    """
+    value = best_value_of(values, metric)
+    if state.best_metric != metric.value:
+        state.best_value, state.best_metric = None, metric.value
+    if not is_better(value, state.best_value, metric):
+        return False
+    state.best_value, state.best_step = value, state.position.step
+    return True
+
+
+def best_value_of(values: Mapping[str, Any], metric: BestMetric) -> float:
+    """Return the value that decides which checkpoint is best.
+
+    Raises:
+        ConfigError: validation did not measure it.
+    """
+    if metric.value not in values:
+        raise ConfigError(
+            f"training.best_metric={metric.value}: validation measures only "
+            f"{', '.join(sorted(values)) or 'nothing'}; choose one of those"
+        )
+    value = values[metric.value]
+    return math.nan if value is None else float(value)
+
+
+def is_better(value: float, best: float | None, metric: BestMetric) -> bool:
+    """Whether `value` beats `best`; equal values and NaN do not, so that ties keep the older."""
+    if math.isnan(value):
+        return False
+    if best is None:
+        return True
+    return value < best if metric is BestMetric.loss else value > best

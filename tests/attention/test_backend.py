@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from attention.packings import RULES, random_inputs, random_layout
+
+from speculators.attention.backend import choose_backend, prepare_attention
+from speculators.attention.layout import MaskRule
+from speculators.config.schema import AttentionBackend
+from speculators.errors import ConfigError
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("seed", range(4))
+def test_flex_equals_sdpa(seed: int, rule: MaskRule) -> None:
+    layout = random_layout(seed, max_tokens=300)
+    inputs = random_inputs(layout, heads=4, kv_heads=2, dim=16, dtype=torch.float32)
+    inputs = [x.detach() for x in inputs]
+    out = []
+    with torch.no_grad():
+        for backend in (AttentionBackend.flex, AttentionBackend.sdpa):
+            attend = prepare_attention(layout, rule, backend, "cpu", gradients=False)
+            out.append(attend(*inputs))
+    torch.testing.assert_close(out[0], out[1], atol=1e-5, rtol=1e-5)
+
+
+def test_auto_goes_by_device() -> None:
+    auto = AttentionBackend.auto
+    assert choose_backend(auto, "cpu", gradients=True) is AttentionBackend.sdpa
+    assert choose_backend(auto, "cuda:0", gradients=True) is AttentionBackend.flex
+
+
+def test_flex_with_gradients_on_a_cpu_is_refused() -> None:
+    with pytest.raises(ConfigError) as caught:
+        choose_backend(AttentionBackend.flex, "cpu", gradients=True)
+    assert str(caught.value) == (
+        "attention=flex: FlexAttention has no backward pass on a CPU: "
+        "use attention=sdpa (same mask, exact) or attention=auto"
+    )

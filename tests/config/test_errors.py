@@ -1,0 +1,190 @@
+"""Every mistake is one line that says what, what is allowed, and what to do; all at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from speculators.config.checking import check
+from speculators.config.composition import Request, compose
+from speculators.errors import ConfigError
+
+BLOCK = "a block holds the anchor and at least one drafted token, so it must be 2 or more"
+
+
+def problems(*overrides: str, command: str = "train") -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        compose(command, overrides)
+    return list(caught.value.problems)
+
+
+def checked(request: Request) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        check(request)
+    return list(caught.value.problems)
+
+
+# Read together, each is reported by itself.
+KEYS_AND_TYPES = {
+    "speculator.blocksize=4": "no such key: did you mean speculator.block_size?",
+    "block_size=4": "no such key: did you mean speculator.block_size?",
+    "lr=1": "no such key: did you mean optimizer.lr?",
+    "speculater.block_size=4": "no such key: did you mean speculator.block_size?",
+    "verifer=tiny": "no such key: did you mean verifier?",
+    "experimnt=x": "no such key: did you mean experiment?",
+    "speculator.loss.zz=1": "no such key: speculator.loss has "
+    "ce, kl, reverse_kl, js, tv, lk_alpha, lk_hybrid",
+    "seed.x=1": "seed holds a value, it has no keys",
+    "+seed=2": "the key exists already: drop the +",
+    "+sed=2": "no such key: did you mean seed?",
+    "+speculator.blocksize=2": "no such key: did you mean speculator.block_size?",
+    "++speculator.blocksize=2": "no such key: did you mean speculator.block_size?",
+    "~speculator.num_layers": "keys cannot be removed, only set",
+    "verifier.template_arguments.enable_thinking=false": "no such key: to add it write "
+    "+verifier.template_arguments.enable_thinking=false",
+    "speculator.num_layers=two": "must be a whole number",
+    "speculator.num_layers=1.5": "must be a whole number",
+    "training.max_steps=many": "must be a whole number, or null",
+    "optimizer.lr=fast": "must be a number",
+    "training.resume=maybe": "must be true or false",
+    "attention=flexx": "must be one of auto, flex, sdpa: did you mean flex?",
+    "speculator.target_layer_ids=3": "must be a list of whole numbers, such as [1, 2], or null",
+}
+CHOICES = {
+    "debug=null": "to choose nothing write ~debug",
+    "optimizer=adam": "no such choice: did you mean adamw? optimizer offers adamw, muon",
+    "schedule=zzz": "no such choice: schedule offers constant, cosine, linear",
+}
+VALUES = {
+    "speculator.block_size=1": BLOCK,
+    "speculator.target_layer_ids=[3, 1]": "ids must ascend, as the server stores them: [1, 3]",
+    "optimizer.lr=-1.0": "must be greater than 0",
+    "optimizer.name=muon": "names the schema: choose with optimizer=muon",
+    "training.validation_fraction=1.0": "must lie between 0 and 1",
+    "launcher.num_processes=2": "launcher=single runs one",
+}
+OTHERS = {
+    "foo": "not an override: write key=value",
+    "speculator.target_layer_ids=1,2": "for a list write speculator.target_layer_ids=[1,2], "
+    "for several runs add --multirun",
+    "speculator.target_layer_ids=[1, 1]": "an id stands twice: ids must be distinct",
+    "optimizer.name=x": "names the schema: choose with optimizer=adamw|muon",
+}
+
+
+@pytest.mark.parametrize("mistakes", [KEYS_AND_TYPES, CHOICES, VALUES, OTHERS])
+def test_every_mistake_is_one_line(mistakes: dict[str, str]) -> None:
+    assert sorted(problems(*mistakes)) == sorted(f"{o}: {text}" for o, text in mistakes.items())
+
+
+def test_an_unreadable_override_is_named() -> None:
+    (line,) = problems("speculator.block_size=[1")
+    assert line.startswith("speculator.block_size=[1: cannot be read: no viable alternative")
+
+
+def test_a_sweeper_that_is_not_installed_is_named() -> None:
+    (line,) = problems("hydra/sweeper=optuna_x")
+    assert line.startswith("hydra/sweeper=optuna_x: no such choice: install hydra-speculators[optu")
+
+
+def test_an_unknown_key_lists_what_there_is() -> None:
+    (line,) = problems("zzz=1")
+    assert line.startswith("zzz=1: no such key: the top level has verifier, speculator, data,")
+    assert "hydra" not in line
+
+
+def test_everything_wrong_is_reported_at_once() -> None:
+    found = problems(
+        "verifier=qwen3_8",
+        "speculator.block_size=1",
+        "speculator.num_layers=two",
+        "training.max_stps=3",
+        "optimizer.lr=-1",
+        "foo",
+    )
+    assert found == [
+        "foo: not an override: write key=value",
+        "verifier=qwen3_8: no such choice: did you mean qwen3_8b? verifier offers "
+        "hf, llama3_1_8b, qwen3_0_6b, qwen3_4b, qwen3_8b, tiny",
+        "speculator.num_layers=two: must be a whole number",
+        "training.max_stps=3: no such key: did you mean training.max_steps?",
+        f"speculator.block_size=1: {BLOCK}",
+        "optimizer.lr=-1.0: must be greater than 0",
+    ]
+
+
+def test_missing_values_are_explained_beside_other_problems() -> None:
+    assert problems("verifier=hf", "speculator.block_size=1") == [
+        "verifier.name_or_path=???: a value is needed: Hub id, local folder, or `tiny` for the "
+        "model that ships with this package.",
+        f"speculator.block_size=1: {BLOCK}",
+        "data.path=null: no conversations: give a file, data.path=FILE.jsonl",
+    ]
+
+
+def test_a_broken_reference_is_named() -> None:
+    (line,) = problems("speculator.block_size=${nowhere}")
+    assert line == "speculator.block_size: Interpolation key 'nowhere' not found"
+
+
+def test_evaluate_needs_a_checkpoint() -> None:
+    with pytest.raises(ConfigError) as caught:
+        check(Request("evaluate", ("seed=x",)), needs=("checkpoint",))
+    assert list(caught.value.problems) == [
+        "seed=x: must be a whole number",
+        "checkpoint=null: a value is needed: Checkpoint folder (evaluate).",
+    ]
+
+
+def test_every_value_of_a_sweep_is_checked_before_the_first_run() -> None:
+    overrides = ("speculator.block_size=8,1", "speculator=dflash,flash", "optimizer.lr=1e-3,x")
+    assert checked(Request("train", overrides, multirun=True)) == [
+        f"speculator.block_size=1: {BLOCK}",
+        "speculator=flash: no such choice: did you mean dflash? speculator offers dflash",
+        "optimizer.lr=x: must be a number",
+    ]
+    check(Request("train", ("training.epochs=range(1,3)", "seed=1"), multirun=True))
+
+
+def test_the_axes_of_a_sweep_file_are_checked(tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text(
+        "defaults: [train, _self_]\n"
+        "hydra: {mode: MULTIRUN, sweeper: {params: {speculator.block_size: '8,1', seed: '0,1'}}}\n"
+    )
+    request = Request("sweep", config_dir=str(tmp_path))
+    assert checked(request) == [f"speculator.block_size=1: {BLOCK}"]
+    check(Request("sweep", ("speculator.block_size=4,8",), config_dir=str(tmp_path)))
+
+
+def test_runs_of_a_multirun_have_folders_of_their_own() -> None:
+    assert checked(Request("train", ("output_dir=x", "seed=0,1"), multirun=True)) == [
+        "output_dir=x: every run of a multirun has its own folder: give hydra.sweep.dir=FOLDER"
+    ]
+
+
+def test_a_config_that_is_not_there() -> None:
+    assert checked(Request("train", config_dir="nowhere")) == [
+        "--config-dir nowhere: no such folder"
+    ]
+    (line,) = checked(Request("trian"))
+    assert line.startswith("Cannot find primary config 'trian'.")
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("speculator: {blocksize: 4}", ("'mine'", "speculator.blocksize", "DFlashConfig")),
+        ("blocksize: 4", ("'mine'", "blocksize", "Config")),
+        ("training: {epochs: many}", ("'mine'", "training.epochs", "many", "Integer")),
+    ],
+)
+def test_a_mistake_in_a_file_names_the_file(
+    tmp_path: Path, content: str, words: tuple[str, ...]
+) -> None:
+    (tmp_path / "mine.yaml").write_text(f"defaults: [train, _self_]\n{content}\n")
+    (line,) = checked(Request("mine", config_dir=str(tmp_path)))
+    assert "\n" not in line
+    for word in words:
+        assert word in line

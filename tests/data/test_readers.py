@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from speculators.config.schema import DataConfig
+from speculators.config.schema.data import BadRows, UnknownRole
+from speculators.data.readers import FileSource, HubSource, TinySource, open_source, open_validation
+from speculators.data.report import DataReport
+from speculators.data.rows import Record, RowProblem
+from speculators.data.selection import select_rows
+from speculators.data.types import Conversation
+from speculators.errors import DataError
+
+WriteRows = Callable[..., Path]
+Messages = Callable[..., dict[str, Any]]
+
+
+def source(path: Path, **settings: Any) -> FileSource:
+    return FileSource(str(path), DataConfig(path=str(path), **settings), vocab_size=100)
+
+
+def test_layouts_may_be_mixed(write_rows: WriteRows, messages: Messages) -> None:
+    path = write_rows(
+        [messages("q", "a"), {"prompt": "q", "response": "a"}, {"input_ids": [1], "loss_mask": [1]}]
+    )
+    rows = list(source(path).rows())
+    assert all(isinstance(row, Record) for row in rows)
+    assert [row.origin.line for row in rows] == [1, 2, 3]
+    assert rows[0].item.source == "rows.jsonl"  # type: ignore[union-attr]
+
+
+def test_bad_rows_stop_with_the_first_lines_and_the_total(
+    write_rows: WriteRows, messages: Messages
+) -> None:
+    path = write_rows([messages("q", "a"), "{", *[{"messages": None}] * 6, messages("q", "b")])
+    with pytest.raises(DataError) as caught:
+        select_rows(source(path), DataReport(), limit=None, bad_rows=BadRows.error, seed=0)
+    assert str(caught.value).splitlines() == [
+        "7 of 9 rows cannot be used (data.bad_rows=drop leaves them out):",
+        f"  {path}:2: malformed JSON: Expecting property name enclosed in double quotes at column 2",
+        *[f"  {path}:{n}: not a list of turns: messages is null" for n in (3, 4, 5, 6)],
+        "  and 2 more",
+    ]
+
+
+def test_bad_rows_are_dropped_and_counted(write_rows: WriteRows, messages: Messages) -> None:
+    path = write_rows([messages("q", "a"), "{", {"messages": None}, {"messages": []}])
+    report = DataReport()
+    reader = source(path)
+    chosen = select_rows(reader, report, limit=None, bad_rows=BadRows.drop, seed=0)
+    assert len(list(chosen.records(reader))) == 1
+    assert report.dropped == {
+        "malformed JSON": 1,
+        "not a list of turns": 1,
+        "empty conversation": 1,
+    }
+    assert report.examples[-1] == f"{path}:4: empty conversation"
+    assert report.num_rows == 4
+
+
+def test_unknown_roles_have_their_own_policy(write_rows: WriteRows, messages: Messages) -> None:
+    odd = {"messages": [{"role": "narrator", "content": "x"}]}
+    path = write_rows([messages("q", "a"), odd])
+    with pytest.raises(DataError, match="rows.jsonl:2: unknown role: 'narrator' in turn 1"):
+        select_rows(source(path), DataReport(), limit=None, bad_rows=BadRows.error, seed=0)
+    report = DataReport()
+    reader = source(path, unknown_role=UnknownRole.drop)
+    select_rows(reader, report, limit=None, bad_rows=BadRows.error, seed=0)
+    assert report.dropped == {"unknown role": 1}
+
+
+def test_file_with_nothing_to_learn_is_an_error(write_rows: WriteRows, messages: Messages) -> None:
+    path = write_rows([messages("q"), {"messages": []}], "poor.jsonl")
+    with pytest.raises(DataError) as caught:
+        list(source(path).rows())
+    assert str(caught.value).splitlines() == [
+        f"{path}: no row with something to learn; the first:",
+        f"  {path}:1: no assistant turn",
+        f"  {path}:2: empty conversation",
+    ]
+    with pytest.raises(DataError, match="no conversation in it, the file is empty"):
+        list(source(write_rows([], "empty.jsonl")).rows())
+
+
+def test_draw_depends_on_the_rows_and_not_on_their_order(
+    write_rows: WriteRows, messages: Messages
+) -> None:
+    rows = [messages(f"q{i}", f"a{i}", id=f"c{i}") for i in range(50)]
+
+    def drawn(order: list[Any], seed: int) -> set[str | None]:
+        reader = source(write_rows(order))
+        chosen = select_rows(reader, DataReport(), limit=10, bad_rows=BadRows.error, seed=seed)
+        records = list(chosen.records(reader))
+        assert len(records) == chosen.num_records == 10
+        return {record.item.conversation_id for record in records}
+
+    first = drawn(rows, 0)
+    assert drawn(rows[::-1], 0) == first
+    assert drawn(rows, 1) != first
+
+
+def test_folder_of_files_is_read_in_order(
+    tmp_path: Path, write_rows: WriteRows, messages: Messages
+) -> None:
+    write_rows([messages("q", "b")], "d/b.jsonl")
+    write_rows([messages("q", "a")], "d/a.jsonl")
+    (tmp_path / "d" / "c.jsonl.gz").write_bytes(
+        gzip.compress(json.dumps(messages("q", "c")).encode())
+    )
+    reader = source(tmp_path / "d")
+    answers = [
+        row.item.turns[-1].content
+        for row in reader.rows()
+        if isinstance(row, Record) and isinstance(row.item, Conversation)
+    ]
+    assert answers == ["a", "b", "c"]
+
+
+@pytest.fixture
+def _hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hub_cache")
+
+
+@pytest.mark.usefixtures("_hub_cache")
+def test_hub_data_set(tmp_path: Path, write_rows: WriteRows, messages: Messages) -> None:
+    write_rows([messages("q", "a"), messages("q")], "hub/train.jsonl")
+    config = DataConfig(hub_id=str(tmp_path / "hub"))
+    reader = open_source(config, vocab_size=100, seed=0)
+    assert isinstance(reader, HubSource)
+    rows = list(reader.rows())
+    assert isinstance(rows[0], Record)
+    assert isinstance(rows[1], RowProblem)
+    assert str(rows[1]) == f"{tmp_path / 'hub'}:train:2: no assistant turn"
+    assert reader.fingerprint() == HubSource(config, 100).fingerprint()
+
+
+@pytest.mark.usefixtures("_hub_cache")
+def test_hub_data_set_that_cannot_be_had(tmp_path: Path) -> None:
+    reader = HubSource(DataConfig(hub_id=str(tmp_path / "nothing")), 100)
+    with pytest.raises(DataError, match=r"^data.hub_id=.*nothing:train: cannot be loaded: .+"):
+        list(reader.rows())
+
+
+def test_generated_conversations() -> None:
+    config = DataConfig(path="tiny", max_samples=5)
+    reader = open_source(config, vocab_size=100, seed=3)
+    assert isinstance(reader, TinySource)
+    records = list(reader.rows())
+    assert len(records) == 5
+    assert reader.fingerprint() == TinySource(5, 3).fingerprint()
+    assert reader.fingerprint() != TinySource(5, 4).fingerprint()
+
+
+def test_validation_file(write_rows: WriteRows, messages: Messages) -> None:
+    path = write_rows([messages("q", "a")])
+    assert open_validation(DataConfig(path="x"), vocab_size=9) is None
+    config = DataConfig(path="x", validation_path=str(path))
+    reader = open_validation(config, vocab_size=9)
+    assert reader is not None
+    assert len(list(reader.rows())) == 1
+    config.validation_path = "missing.jsonl"
+    with pytest.raises(DataError, match=r"^data.validation_path=missing.jsonl: no such file"):
+        open_validation(config, vocab_size=9)

@@ -1,0 +1,58 @@
+"""The table of faults in docs/reliability.md, taken from the tests that prove each line.
+
+Write it anew after changing a test:  python tests/hidden_states/online/reliability.py
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+DOCUMENT = Path(__file__).parents[3] / "docs" / "reliability.md"
+_BEGIN, _END = "<!-- faults: begin -->", "<!-- faults: end -->"
+_Test = TypeVar("_Test", bound=Callable[..., object])
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One line of the table."""
+
+    what: str
+    result: str
+    test: str
+
+
+FAULTS: list[Fault] = []
+
+
+def proves(what: str, result: str) -> Callable[[_Test], _Test]:
+    """Mark a test as the proof of a line of the table."""
+
+    def mark(test: _Test) -> _Test:
+        FAULTS.append(Fault(what, result, test.__name__))
+        return test
+
+    return mark
+
+
+def table() -> str:
+    """Return the table in Markdown."""
+    lines = ["| what goes wrong | what happens | proof |", "|---|---|---|"]
+    lines += [f"| {f.what} | {f.result} | `{f.test}` |" for f in FAULTS]
+    return "\n".join(lines)
+
+
+def with_table(text: str) -> str:
+    """Return the document with the current table in its place."""
+    before, rest = text.split(_BEGIN)
+    return f"{before}{_BEGIN}\n{table()}\n{_END}{rest.split(_END)[1]}"
+
+
+if __name__ == "__main__":
+    sys.path[:0] = [str(DOCUMENT.parents[1]), str(DOCUMENT.parents[1] / "tests")]
+    from hidden_states.online import reliability, test_faults, test_faults_servers  # noqa: F401
+
+    DOCUMENT.write_text(reliability.with_table(DOCUMENT.read_text()))

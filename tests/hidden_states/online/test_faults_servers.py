@@ -1,0 +1,382 @@
+"""Faults of servers, disks and processes: wait, go on, or stop with a remedy; nothing is lost."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from hidden_states.online.reliability import DOCUMENT, proves, with_table
+from hidden_states.online.test_faults import equal
+from hidden_states.online.toy import collect, leftovers, rows, stacked, store_opener
+from speculators.config.schema.hidden_states import OnGenerate
+from speculators.errors import HiddenStateError, HiddenStateOutageError
+from speculators.hidden_states import store as store_module
+from speculators.testing.fake_vllm import FakeVLLM
+from speculators.testing.faults import Fault, FaultKind
+from speculators.testing.toy_verifier import ToyVerifier
+
+K = FaultKind
+
+
+def after(seconds: float, action) -> threading.Timer:
+    timer = threading.Timer(seconds, action)
+    timer.start()
+    return timer
+
+
+@proves("no server at the start", "waits up to `startup_timeout_seconds`, saying for what")
+def test_a_server_that_comes_late_is_waited_for(tmp_path, toy, open_source, truth, caplog):
+    server = FakeVLLM(tmp_path / "transfer", (1, 3, 4), toy).start()
+    server.stop()
+    timer = after(0.3, server.start)
+    samples = rows(6)
+    source = open_source(server)
+    try:
+        assert equal(collect(source, samples), truth(samples))
+    finally:
+        timer.join()
+        server.stop()
+    assert f"waiting for the server at http://127.0.0.1:{server.port}: Connect" in caplog.text
+
+
+@proves("no server at all", "stops with the URL and the command that starts one")
+def test_no_server_at_all_stops_with_the_command(open_source, serve):
+    server = serve()
+    server.stop()
+    source = open_source(server, fetch={"startup_timeout_seconds": 0.3})
+    with pytest.raises(HiddenStateError, match="speculators serve") as caught:
+        source.start()
+    assert f"no vLLM server at http://127.0.0.1:{server.port} after" in str(caught.value)
+
+
+WRONG = {
+    "another model of the same shape": (
+        {"states": ToyVerifier(seed=1)},
+        "it runs another model or revision",
+    ),
+    "one layer too few": ({"layer_ids": (3, 4)}, r"24 x 2 x 32 instead of 24 x 3 x 32"),
+    "layer ids off by one": ({"layer_ids": (2, 3, 4)}, r"column for layer 1 .* off by \+1"),
+    "last layer missing": ({"layer_ids": (1, 2, 3)}, "its last column is not layer 4"),
+    "too short": ({"max_model_len": 64}, "takes 64 tokens .* longest sample needs 65"),
+}
+
+
+@proves(
+    "another model, another layer count, layer ids off by one, no last layer, too small "
+    "`--max-model-len`",
+    "refused before the first step, with what was measured and the likely cause",
+)
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_server_is_refused_before_the_first_step(name, serve, open_source):
+    options, text = WRONG[name]
+    with pytest.raises(HiddenStateError, match=text):
+        open_source(serve(**options)).start()
+
+
+@proves("a server that was not started for extraction", "refused before the first step")
+def test_a_server_without_extraction_is_refused(serve, open_source):
+    server = serve()
+    server.faults.add(Fault(K.no_path), count=None)
+    with pytest.raises(HiddenStateError, match="was the server started for extraction"):
+        open_source(server).start()
+
+
+@proves("states that change in a batch or behind a shared prefix", "refused before the first step")
+def test_states_that_depend_on_company_are_refused(serve, open_source, toy):
+    seen = []
+
+    def moody(token_ids, layer_ids):
+        states, token = toy(token_ids, layer_ids)
+        seen.append(1)
+        return (states if len(seen) == 1 else states.flip(0)), token
+
+    with pytest.raises(HiddenStateError, match="no-enable-prefix-caching|its last column"):
+        open_source(serve(states=moody)).start()
+
+
+@proves("a folder that is not shared", "refused before the first step, naming both folders")
+@pytest.mark.parametrize("kind", ["other folder", "other name", "not mounted"])
+def test_a_folder_that_is_not_shared_is_refused(kind, serve, open_source, tmp_path):
+    (tmp_path / "mine").mkdir()
+    if kind == "other folder":
+        server, fetch = serve(), {"transfer_path": str(tmp_path / "mine")}
+        text = "not inside .*mine"
+    elif kind == "other name":
+        server = serve(called="/container")
+        fetch, text = {"path_map": {"/container": str(tmp_path / "mine")}}, "not inside .*transfer"
+    else:
+        server = serve(called="/container")
+        fetch = {"path_map": {"/container": str(tmp_path / "transfer" / "none")}}
+        text = "server and trainer must share that folder"
+    with pytest.raises(HiddenStateError, match=text):
+        open_source(server, fetch=fetch).start()
+
+
+def test_a_folder_of_another_name_is_mapped(serve, open_source, truth, tmp_path):
+    fetch = {"path_map": {"/container/states": str(tmp_path / "transfer")}}
+    samples = rows(4)
+    source = open_source(serve(called="/container/states"), fetch=fetch)
+    assert equal(collect(source, samples), truth(samples))
+
+
+@proves("the server is killed in mid-run and started again", "waits, goes on; nothing lost")
+def test_a_killed_server_is_waited_for(serve, open_source, truth, caplog):
+    server, samples = serve(latency_seconds=0.005), rows(60)
+    got = []
+    timer = None
+    for i, states in enumerate(open_source(server).stream([row] for row in samples)):
+        got.append(stacked(states[0]))
+        if i == 20:
+            server.stop()
+            timer = after(0.3, server.start)
+    assert timer is not None
+    timer.join()
+    assert equal(got, truth(samples))
+    assert "is down (" in caplog.text
+    assert "is back after" in caplog.text
+
+
+@proves("one of several servers is killed", "the others take its requests; nothing lost")
+def test_other_servers_take_over(serve, open_source, truth, caplog):
+    servers = [serve(latency_seconds=0.005) for _ in range(2)]
+    samples, got = rows(60), []
+    for i, states in enumerate(open_source(*servers).stream([row] for row in samples)):
+        got.append(stacked(states[0]))
+        if i == 20:
+            servers[0].stop()
+    assert equal(got, truth(samples))
+    assert "for a server to come back" not in caplog.text
+
+
+@proves(
+    "the server stays down",
+    "stops after `outage_timeout_seconds`; the trainer saves a checkpoint; the same command goes on",
+)
+def test_a_server_that_stays_down_ends_the_run(serve, open_source, truth):
+    server, samples = serve(), rows(40)
+    stream = open_source(server, fetch={"outage_timeout_seconds": 0.5}).stream(
+        [row] for row in samples
+    )
+    got = [stacked(next(stream)[0]) for _ in range(10)]
+    server.stop()
+    with pytest.raises(HiddenStateOutageError, match="it goes on where it stopped") as caught:
+        got.extend(stacked(states[0]) for states in stream)
+    assert "no server answered for 0.5 s" in str(caught.value)
+    # The same command again asks for what is missing, no more.
+    server.start()
+    rest = samples[len(got) :]
+    assert equal(got + collect(open_source(server), rest), truth(samples))
+
+
+@proves("the server comes back with another model or other layers", "refused; never trained on")
+@pytest.mark.parametrize("change", ["model", "layers", "number format"])
+def test_a_server_that_comes_back_different_is_refused(change, serve, open_source):
+    server, samples = serve(latency_seconds=0.005), rows(60)
+    stream = open_source(server).stream([row] for row in samples)
+    for _ in range(10):
+        next(stream)
+    server.stop()
+    if change == "model":
+        server.states = ToyVerifier(seed=5)
+    elif change == "layers":
+        server.layer_ids = [2, 3, 4]
+    else:
+        server.dtype = torch.bfloat16
+    timer = after(0.05, server.start)
+    try:
+        with pytest.raises(HiddenStateError, match="differs by|instead of torch.float32"):
+            for _ in stream:
+                pass
+    finally:
+        timer.join()
+
+
+def test_a_quick_change_of_layers_is_noticed_by_the_files(serve, open_source):
+    """No request was under way when the server was replaced: no connection ever failed."""
+    server, samples = serve(), rows(40)
+    stream = open_source(server, fetch={"prefetch_samples": 1}).stream([row] for row in samples)
+    next(stream)
+    server.layer_ids = [1, 2, 3, 4]
+    with pytest.raises(HiddenStateError, match=r"12 x 4 x 32|24 x 4 x 32"):
+        for _ in stream:
+            pass
+
+
+def test_a_server_that_comes_back_under_another_name_is_asked_by_it(serve, open_source, truth):
+    server, samples = serve(), rows(12)
+    stream = open_source(server, fetch={"prefetch_samples": 1}).stream([row] for row in samples)
+    got = [stacked(next(stream)[0])]
+    server.model = "renamed"
+    got.extend(stacked(states[0]) for states in stream)
+    assert equal(got, truth(samples))
+
+
+@proves("the server is overloaded (429) for a while", "asked again more slowly; nothing lost")
+def test_an_overloaded_server_loses_nothing(serve, open_source, truth):
+    server, samples = serve(), rows(30)
+    source = open_source(server)
+    source.start()
+    server.faults.add(Fault(K.status, status=429), count=100)
+    assert equal(collect(source, samples), truth(samples))
+
+
+def test_a_server_that_stays_overloaded_ends_the_run(serve, open_source):
+    server = serve()
+    source = open_source(server, fetch={"outage_timeout_seconds": 0.2})
+    source.start()
+    server.faults.add(Fault(K.status, status=429), count=None)
+    with pytest.raises(HiddenStateOutageError, match="requests_per_endpoint"):
+        collect(source, rows(4))
+
+
+@proves("the disk of the server's folder is full", "waits until files come again; nothing lost")
+def test_a_full_disk_at_the_server_is_waited_out(serve, open_source, truth, caplog):
+    server, samples = serve(), rows(30)
+    source = open_source(server)
+    source.start()
+    server.faults.add(Fault(K.missing_file), count=None)
+    timer = after(0.4, server.faults.clear)
+    try:
+        assert equal(collect(source, samples), truth(samples))
+    finally:
+        timer.join()
+    assert "the server cannot write files: disk full or no permission?" in caplog.text
+    assert "GiB free" in caplog.text
+
+
+def _full(*_args, **_options):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@proves("the disk of the store is full while training", "goes on without keeping; says how many")
+def test_training_goes_on_beside_a_full_store(
+    serve, open_source, truth, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(store_module, "save_file", _full)
+    samples, folder = rows(10), tmp_path / "store"
+    source = open_source(serve(), store_path=str(folder), on_generate=OnGenerate.cache)
+    assert equal(collect(source, samples), truth(samples))
+    assert source.gauges()["unkept"] == 10
+    source.close()
+    assert "10 samples were used but not kept: disk full" in caplog.text
+    assert [p for p in folder.rglob("*") if p.is_file()] == [folder / "store.json"]
+
+
+@proves(
+    "the disk of the store is full while extracting",
+    "pauses until there is room; stops after `outage_timeout_seconds`",
+)
+def test_extraction_waits_for_room(serve, open_source, truth, tmp_path, monkeypatch):
+    original, samples = store_module.save_file, rows(8)
+    options = {"store_path": str(tmp_path / "store"), "on_generate": OnGenerate.cache}
+    monkeypatch.setattr("speculators.hidden_states.online.keeper._LOOK_AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr(store_module, "save_file", _full)
+    timer = after(0.3, lambda: monkeypatch.setattr(store_module, "save_file", original))
+    source = open_source(serve(), must_keep=True, **options)
+    assert equal(collect(source, samples), truth(samples))
+    timer.join()
+    store = store_opener(tmp_path / "store")(None)
+    assert store is not None
+    assert set(store.sample_ids()) == {row.sample_id for row in samples}
+    monkeypatch.setattr(store_module, "save_file", _full)
+    fetch = {"outage_timeout_seconds": 0.2}
+    source = open_source(serve(), must_keep=True, fetch=fetch, **options)
+    with pytest.raises(HiddenStateOutageError, match="Free space and repeat this command"):
+        collect(source, rows(3, seed=9))
+
+
+@proves("two trainers on one store", "both get the same states; every file is whole")
+def test_two_trainers_share_a_store(serve, open_source, truth, tmp_path):
+    server, samples = serve(latency_seconds=0.002), rows(40)
+    options = {"store_path": str(tmp_path / "store"), "on_generate": OnGenerate.cache}
+    sources = [open_source(server, **options) for _ in range(2)]
+    results: dict[int, list] = {}
+
+    def train(which: int) -> None:
+        order = samples if which == 0 else samples[::-1]
+        results[which] = collect(sources[which], order)
+
+    threads = [threading.Thread(target=train, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert equal(results[0], truth(samples))
+    assert equal(results[1], truth(samples[::-1]))
+    reader = open_source(server, **options)
+    assert equal(collect(reader, samples), truth(samples))
+    assert reader.counts.stored == 40
+
+
+_WRITER = """
+import sys, time, torch
+from pathlib import Path
+from hidden_states.online.toy import identity, rows
+from speculators.hidden_states import store as module
+from speculators.hidden_states.types import HiddenStates
+from speculators.testing.toy_verifier import ToyVerifier
+
+store = module.HiddenStateStore.open(Path(sys.argv[1]), identity("float32"), create=True)
+flush, samples, toy = module._flush, rows(6), ToyVerifier()
+def slow(path):
+    if len(list(store.sample_ids())) == 3:
+        print("writing", flush=True)
+        time.sleep(60)
+    flush(path)
+module._flush = slow
+for row in samples:
+    states = toy.states(row.input_ids.tolist(), (1, 3, 4))
+    store.put(row, HiddenStates(states[:, :-1], states[:, -1]))
+"""
+
+
+@proves("`kill -9` in the middle of a write", "no half file is ever seen; the next run goes on")
+def test_a_killed_writer_leaves_no_half_file(serve, open_source, truth, tmp_path):
+    root = Path(__file__).parents[3]
+    environment = {**os.environ, "PYTHONPATH": f"{root}:{root / 'tests'}"}
+    folder, samples = tmp_path / "store", rows(6)
+    writer = subprocess.Popen(
+        [sys.executable, "-c", _WRITER, str(folder)],
+        stdout=subprocess.PIPE,
+        env=environment,
+    )
+    assert writer.stdout is not None
+    assert writer.stdout.readline() == b"writing\n"
+    writer.send_signal(signal.SIGKILL)
+    writer.wait()
+    writer.stdout.close()
+    server = serve()
+    source = open_source(server, store_path=str(folder), on_generate=OnGenerate.cache)
+    assert equal(collect(source, samples), truth(samples))
+    assert (source.counts.stored, source.counts.generated) == (3, 3)
+
+
+@proves("Ctrl-C", "requests are cancelled and their files removed")
+def test_an_interrupt_leaves_nothing_behind(serve, open_source, tmp_path):
+    server, samples = serve(latency_seconds=0.05), rows(40)
+    source = open_source(server)
+    stream = source.stream([row] for row in samples)
+    next(stream)
+    main = threading.get_ident()
+    timer = after(0.1, lambda: signal.pthread_kill(main, signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        for _ in stream:
+            time.sleep(0.01)
+    timer.join()
+    time.sleep(0.1)
+    source.close()
+    assert leftovers(tmp_path / "transfer") == []
+
+
+def test_the_document_shows_these_faults():
+    text = DOCUMENT.read_text()
+    assert text == with_table(text), "run python tests/hidden_states/online/reliability.py"

@@ -1,0 +1,71 @@
+"""Samples, stores and streams for the tests of the online source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from speculators.data.types import sample_id_of
+from speculators.hidden_states.identity import StoreIdentity
+from speculators.hidden_states.online.source import OnlineSource
+from speculators.hidden_states.store import HiddenStateStore
+from speculators.hidden_states.types import HiddenStates
+
+LAYER_IDS = (1, 3, 4)
+
+
+@dataclass(frozen=True)
+class Row:
+    input_ids: Tensor
+    sample_id: str
+
+
+def rows(count: int, *, seed: int = 1, length: int = 12) -> list[Row]:
+    """Return samples of different lengths and tokens."""
+    random = torch.Generator().manual_seed(seed)
+    found = []
+    for i in range(count):
+        tokens = torch.randint(97, (length + i % 5,), generator=random)
+        found.append(Row(tokens, sample_id_of(tokens)))
+    return found
+
+
+def identity(dtype: str, layer_ids: Sequence[int] = LAYER_IDS) -> StoreIdentity:
+    return StoreIdentity(
+        verifier="toy",
+        verifier_revision="1",
+        layer_ids=tuple(layer_ids),
+        num_layers=4,
+        hidden_size=32,
+        dtype=dtype,
+        tokenizer_hash="0" * 64,
+        engine="fake",
+    )
+
+
+def store_opener(folder: Path) -> Callable[[torch.dtype | None], HiddenStateStore | None]:
+    def open_store(dtype: torch.dtype | None) -> HiddenStateStore | None:
+        if dtype is None and not (folder / "store.json").exists():
+            return None
+        name = "any" if dtype is None else str(dtype).removeprefix("torch.")
+        return HiddenStateStore.open(folder, identity(name), create=dtype is not None)
+
+    return open_store
+
+
+def collect(source: OnlineSource, samples: Sequence[Row], group: int = 2) -> list[Tensor | None]:
+    """Stream samples in groups and return their states, layers stacked again."""
+    groups = [samples[i : i + group] for i in range(0, len(samples), group)]
+    return [stacked(s) for states in source.stream(groups) for s in states]
+
+
+def stacked(states: HiddenStates | None) -> Tensor | None:
+    return None if states is None else torch.cat([states.aux, states.last[:, None]], dim=1)
+
+
+def leftovers(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from speculators.training import progress
+from speculators.training.progress import TrainingProgress
+
+
+def test_plain_lines_come_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    screen = io.StringIO()
+    with TrainingProgress(100, 0, Console(file=screen, width=200)) as shown:
+        for step in range(1, 31):
+            clock[0] += 2
+            shown.advance(step)
+            shown.show({"kind": "train", "loss": 3.0 - step / 100, "acceptance_length": 1.5})
+        shown.show({"kind": "validation", "loss": 9.0, "acceptance_length": 1.25})
+        shown.say("a line [for] people")
+    lines = [re.sub(" +", " ", line).strip() for line in screen.getvalue().splitlines()]
+    assert lines[0] == ("step 5/100 train loss 2.950 tau 1.50 (anchors) 2.00 s/step 3:10 left")
+    assert lines[-2] == (
+        "step 30/100 validation loss 2.700 tau 1.50 (anchors) tau 1.25 (validation) "
+        "2.00 s/step 2:20 left"
+    )
+    assert lines[-1] == "a line [for] people"
+    assert len(lines) == 8
+
+
+def test_a_terminal_gets_a_bar() -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, width=120, force_terminal=True)
+    with TrainingProgress(20, 10, console) as shown:
+        shown.advance(20)
+        shown.show({"kind": "train", "loss": 1.5})
+    assert "20/20" in screen.getvalue()
+    assert "loss 1.500" in screen.getvalue()
