@@ -11,6 +11,7 @@ exist yet when the block is drafted; its token enters as slot 0) and the slots o
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 import torch
@@ -56,8 +57,9 @@ def anchored_block_mask(layout: BlockLayout, rule: MaskRule) -> MaskMod:
             own_block = own_block & (key_slot <= slot)
         return context | own_block
 
-    mask_mod.__name__ = f"anchored_blocks_of_{size}_window_{rule.window}_causal_{rule.causal}"
-    return mask_mod
+    plain = inspect.unwrap(mask_mod)  # FlexAttention traces plain functions, no decorated ones
+    plain.__name__ = f"anchored_blocks_of_{size}_window_{rule.window}_causal_{rule.causal}"
+    return plain
 
 
 def dense_mask(layout: BlockLayout, rule: MaskRule) -> Bool[Tensor, "query key"]:

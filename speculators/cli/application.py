@@ -55,12 +55,13 @@ class Task:
         return result.get(OBJECTIVE) if isinstance(result, Mapping) else result
 
 
-def start(command: Command, arguments: Sequence[str]) -> None:
+def start(command: Command, arguments: Sequence[str], passed_on: Sequence[str] = ()) -> None:
     """Run a command with Hydra's flags and overrides.
 
     Args:
         command: which.
         arguments: what stands after its name.
+        passed_on: `--` and what stands after it, or nothing.
 
     Raises:
         SpeculatorsError: anything the user can mend; nothing has been written when it is about
@@ -70,7 +71,7 @@ def start(command: Command, arguments: Sequence[str]) -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     register()
     _check(command, arguments)
-    task = Task(command, ("speculators", command.name, *arguments))
+    task = Task(command, ("speculators", command.name, *arguments, *passed_on))
     application = hydra.main(str(config_folder()), command.name, VERSION_BASE)(task)
     program, sys.argv = sys.argv, [sys.argv[0], *arguments]
     try:

@@ -19,6 +19,7 @@ class Command:
         summary: one line for the overview.
         keys: what people change most, for the help; dotted.
         needs: top-level keys without which it cannot run.
+        passes_on: what stands after `--` goes to another program.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Command:
     summary: str
     keys: tuple[str, ...]
     needs: tuple[str, ...] = ()
+    passes_on: bool = False
 
 
 _DATA = ("verifier.name_or_path", "verifier.template", "data.path", "data.max_samples")
@@ -69,6 +71,28 @@ _EVALUATE = Command(
     ("checkpoint", *_DECODING, "evaluation.sampling", *_RUN),
     needs=("checkpoint",),
 )
+_SERVER = (
+    "serve.command",
+    "serve.port",
+    "serve.host",
+    "serve.max_model_len",
+    "hidden_states.fetch.transfer_path",
+    "dry_run",
+)
+_SERVE = Command(
+    "serve",
+    "speculators.launch.serve",
+    "starts vLLM for the verifier so that it hands over the hidden states that are trained on",
+    ("verifier.name_or_path", "speculator.target_layer_ids", "training.sequence_length", *_SERVER),
+    passes_on=True,
+)
+_STORE = ("hidden_states.store_path", "hidden_states.endpoints", "extract.rank")
+_EXTRACT = Command(
+    "extract",
+    "speculators.launch.extract",
+    "fills the store of hidden states ahead of training",
+    (*_DATA, *_ROWS, "speculator.target_layer_ids", *_STORE, "extract.world_size", "cache_dir"),
+)
 
-COMMANDS = {command.name: command for command in (_TRAIN, _PREPARE, _EVALUATE)}
+COMMANDS = {command.name: command for command in (_TRAIN, _PREPARE, _SERVE, _EXTRACT, _EVALUATE)}
 """Every command by name, in the order of the help."""

@@ -44,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(argv: list[str]) -> None:
     name, *arguments = argv or ["--help"]
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    arguments, passed_on = arguments[:end], arguments[end:]
     if name == "--version":
         print(__version__)
     elif name in _HELP:
@@ -59,7 +61,9 @@ def _dispatch(argv: list[str]) -> None:
     else:
         from speculators.cli.application import start
 
-        start(COMMANDS[name], arguments)
+        if passed_on and not COMMANDS[name].passes_on:
+            raise ConfigError(f"--: {name} starts no other program; leave out `--`")
+        start(COMMANDS[name], arguments, passed_on)
 
 
 def _unknown(name: str) -> str:

@@ -56,8 +56,9 @@ def _choices() -> Iterator[str]:
 
 
 def _keys(command: Command) -> Iterator[str]:
+    width = max(map(len, command.keys)) + 2
     for key in command.keys:
-        yield from _columns(key, _meaning(key), 31)
+        yield from _columns(key, _meaning(key), width)
 
 
 def _meaning(key: str) -> str:

@@ -51,9 +51,9 @@ def print_samples(
     for index in range(min(count, len(samples))):
         sample = samples[index]
         supervised = int(sample.loss_mask.sum())
-        console.rule(
+        title = (
             f"sample {index}: {len(sample)} tokens, {supervised} supervised "
-            f"({supervised / max(1, len(sample)):.0%}), conversation {sample.conversation_id}",
-            align="left",
+            f"({supervised / max(1, len(sample)):.0%}), conversation {sample.conversation_id}"
         )
+        console.rule(Text(title, style="bold"), align="left")
         console.print(coloured(sample, tokenizer), soft_wrap=True)

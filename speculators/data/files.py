@@ -13,8 +13,8 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterator
+from io import BufferedIOBase
 from pathlib import Path
-from typing import BinaryIO, cast
 
 from speculators.data.rows import Origin, RawRow, RowProblem
 from speculators.errors import DataError
@@ -85,9 +85,9 @@ def read_rows(file: Path) -> Iterator[RawRow | RowProblem]:
             yield from _line_rows(stream, str(file))
 
 
-def _open(file: Path) -> BinaryIO:
+def _open(file: Path) -> BufferedIOBase:
     if file.name.lower().endswith(".gz"):
-        return cast(BinaryIO, gzip.open(file, "rb"))
+        return gzip.GzipFile(file, "rb")
     return file.open("rb")
 
 
@@ -101,7 +101,7 @@ def _is_json_lines(file: Path) -> bool:
         return False
 
 
-def _line_rows(stream: BinaryIO, file: str) -> Iterator[RawRow | RowProblem]:
+def _line_rows(stream: BufferedIOBase, file: str) -> Iterator[RawRow | RowProblem]:
     number = 0
     while True:
         number += 1
@@ -121,7 +121,7 @@ def _line_rows(stream: BinaryIO, file: str) -> Iterator[RawRow | RowProblem]:
 
 def _parse_line(line: bytes, origin: Origin) -> RawRow | RowProblem:
     try:
-        return RawRow(json.loads(line.decode("utf-8")), origin)
+        return RawRow(json.loads(line.decode("utf-8").rstrip("\r\n")), origin)
     except UnicodeDecodeError as error:
         return RowProblem(origin, "not UTF-8", f"byte {error.start + 1} of the line")
     except json.JSONDecodeError as error:
@@ -133,7 +133,7 @@ def _parse_line(line: bytes, origin: Origin) -> RawRow | RowProblem:
 class _Text:
     """Decoded text of a stream with a cursor, topped up block by block."""
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: BufferedIOBase) -> None:
         self._stream = stream
         self._decode = codecs.getincrementaldecoder("utf-8-sig")().decode
         self._block = _BLOCK_BYTES
@@ -166,7 +166,7 @@ class _Text:
             self.more()
 
 
-def _document_rows(stream: BinaryIO, file: str) -> Iterator[RawRow | RowProblem]:
+def _document_rows(stream: BufferedIOBase, file: str) -> Iterator[RawRow | RowProblem]:
     """Rows of one JSON document: an array of objects, or objects one after another."""
     text = _Text(stream)
     decoder = json.JSONDecoder()

@@ -50,7 +50,7 @@ def parse_row(
         RowError: the row is bad, or there is nothing to learn from it.
     """
     if not isinstance(row, Mapping):
-        raise RowError("not an object", f"the row is a {_kind(row)}")
+        raise RowError("not an object", f"the row is {_kind(row)}")
     if layout is DataFormat.auto:
         layout = _recognise(row)
     if layout is DataFormat.tokens:

@@ -137,9 +137,10 @@ class PreparedData:
             report = DataReport.from_dict(manifest["report"])
         except Exception as error:
             # Whatever a library raises over a damaged file, the remedy is the same.
+            reason = (str(error).strip().splitlines() or [""])[0]
             raise DataError(
                 f"{folder}: prepared data is incomplete or damaged ({type(error).__name__}: "
-                f"{error}); delete the folder to prepare it anew"
+                f"{reason}); delete the folder to prepare it anew"
             ) from error
         counts = torch.zeros(len(used), dtype=torch.int64)
         counts[list(frequencies)] = torch.tensor(list(frequencies.values()), dtype=torch.int64)

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from speculators.config.schema import DataConfig
 from speculators.data.files import find_files, hash_files, read_rows
@@ -25,6 +25,7 @@ TINY = "tiny"
 _TINY_COUNT = 3000
 
 
+@runtime_checkable
 class Source(Protocol):
     """Rows in a fixed order, readable any number of times."""
 
@@ -112,6 +113,42 @@ class FileSource(_Parsed):
         raise DataError(f"{file}: no row with something to learn; the first:{lines}")
 
 
+class SavedSource(_Parsed):
+    """A data set that `datasets` saved to disk, for example one prepared by other tools.
+
+    Args:
+        path: folder with `state.json` and arrow files.
+        config: layout and policies.
+        vocab_size: embedding rows of the verifier.
+    """
+
+    def __init__(self, path: str, config: DataConfig, vocab_size: int) -> None:
+        super().__init__(config, vocab_size)
+        self._folder = Path(path).expanduser()
+        self.name = path
+
+    def fingerprint(self) -> str:
+        """Hash of the arrow files' names and contents."""
+        return hash_files(sorted(self._folder.glob("*.arrow")))
+
+    def rows(self) -> Iterator[Record | RowProblem]:
+        """Yield every row; lines are row numbers from 1.
+
+        Raises:
+            DataError: the folder is damaged.
+        """
+        import datasets
+
+        try:
+            table = datasets.load_from_disk(str(self._folder))
+        except Exception as error:
+            # Whatever a library raises over a damaged file, the remedy is the same.
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise DataError(f"data.path={self.name}: damaged data set: {reason}") from error
+        for number, value in enumerate(table, 1):
+            yield self._parse(RawRow(value, Origin(self.name, number)), self._folder.name)
+
+
 class HubSource(_Parsed):
     """A data set of the Hugging Face hub (or a folder `datasets.load_dataset` understands).
 
@@ -196,6 +233,13 @@ def open_source(config: DataConfig, *, vocab_size: int, seed: int) -> Source:
         return HubSource(config, vocab_size)
     if config.path == TINY:
         return TinySource(config.max_samples or _TINY_COUNT, seed)
+    folder = Path(str(config.path)).expanduser()
+    if (folder / "dataset_dict.json").exists():
+        raise DataError(
+            f"data.path={config.path}: holds several splits: name one, such as its train"
+        )
+    if (folder / "state.json").exists():
+        return SavedSource(str(config.path), config, vocab_size)
     return FileSource(str(config.path), config, vocab_size)
 
 

@@ -152,5 +152,7 @@ def _rows(dialogue: _Dialogue, tokenizer: VerifierTokenizer, multi_turn: MultiTu
             whole, start = dialogue.answers[turn]
             mask[start : len(whole)] = True
         num_open = sum(wholes[turn][-1] not in tokenizer.end_of_turn_ids for turn in group)
-        rows.append(MaskedRow(ids, mask, num_open_turns=num_open))
+        answered = int(mask.sum())
+        roles = {"prompt": (len(ids) - answered, 0), "assistant": (answered, answered)}
+        rows.append(MaskedRow(ids, mask, roles, num_open))
     return Masked(tuple(rows))

@@ -97,13 +97,12 @@ class DataReport:
     def from_dict(cls, values: Mapping[str, Any]) -> DataReport:
         """Rebuild a report from `to_dict`."""
         known = {f.name for f in dataclasses.fields(cls)}
-        report = cls(**{name: value for name, value in values.items() if name in known})
-        report.roles = {role: (int(a), int(b)) for role, (a, b) in report.roles.items()}
-        report.sources = {
-            name: count if isinstance(count, SourceCount) else SourceCount(**count)
-            for name, count in report.sources.items()
-        }
-        return report
+        kept = {name: value for name, value in values.items() if name in known}
+        roles = kept.get("roles", {})
+        kept["roles"] = {role: (int(a), int(b)) for role, (a, b) in roles.items()}
+        sources = kept.get("sources", {})
+        kept["sources"] = {name: SourceCount(**count) for name, count in sources.items()}
+        return cls(**kept)
 
 
 def length_histogram(

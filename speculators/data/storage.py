@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Int
 
 from speculators.data.prepared import MANIFEST, TRAIN, VALIDATION
+from speculators.errors import DataError
 
 COLUMNS = (
     "input_ids",
@@ -33,7 +33,11 @@ COLUMNS = (
 
 @contextlib.contextmanager
 def written_aside(folder: Path) -> Iterator[Path]:
-    """Yield a folder beside `folder` that takes its place when the block succeeds."""
+    """Yield a folder beside `folder` that takes its place when the block succeeds.
+
+    Raises:
+        DataError: something else stands in its place.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     stem = f".{folder.name}.partial-{socket.gethostname()}-"
     for leftover in folder.parent.glob(f"{stem}*"):
@@ -45,10 +49,12 @@ def written_aside(folder: Path) -> Iterator[Path]:
         yield partial
         try:
             partial.rename(folder)
-        except OSError:
+        except OSError as error:
             # Another process was faster: the same inputs give the same data.
             if not (folder / MANIFEST).exists():
-                raise
+                raise DataError(
+                    f"{folder}: in the way, and no prepared data (no {MANIFEST}): remove it"
+                ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -89,6 +95,8 @@ def save_dataset(
     part: Path, folder: Path, conversation_ids: list[str], validates: Bool[np.ndarray, "sample"]
 ) -> None:
     """Write the data set into `folder`, with what is known only when all rows are."""
+    import datasets
+
     quiet = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:

@@ -8,8 +8,9 @@ positions differently and overstates.
 Every possible start of a row is drafted, not only those a walk visits. The visited ones are known
 one after the other, so drafting only them takes one call per round, and each call projects the
 states of the whole row again: with responses of L tokens that is about L / tau passes over the row,
-against one pass and tau times as many blocks here. For the lengths and tau of training runs the one
-pass is cheaper on a CPU, has no small kernels on a GPU, and gives the uniform average for nothing.
+against one pass and tau times as many blocks here. On a CPU, 40 answers of 96 tokens and tau 1.8
+took 0.3 s for all 3,800 starts and 1.5 s for the 2,126 visited ones in 335 rounds. The uniform
+average comes for nothing.
 """
 
 from __future__ import annotations

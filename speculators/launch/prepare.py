@@ -18,8 +18,11 @@ def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
     console = Console(highlight=False)
     verifier = Verifier(config)
     data = prepare_data(config, verifier)
+    for notice in verifier.tokenizer.notices:
+        console.print(f"[yellow]note:[/] {notice}", soft_wrap=True)
     print_report(data.report, console)
     if config.show:
         print_samples(data.train, verifier.tokenizer, config.show, console)
-    console.print(f"prepared data: {data.folder}{' (from an earlier run)' if data.reused else ''}")
+    origin = " (from an earlier run)" if data.reused else ""
+    console.print(f"prepared data: {data.folder}{origin}", soft_wrap=True)
     return data.report.to_dict()

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from speculators.config.schema import Config, HiddenStatesMode, OnGenerate, OnMissing
-from speculators.errors import ConfigError
 from speculators.hidden_states.embedded import EmbeddedSource
 from speculators.hidden_states.offline import OfflineSource
 from speculators.hidden_states.store import HiddenStateStore
 from speculators.hidden_states.types import HiddenStateSource
+from speculators.launch.online_stage import open_online
+from speculators.launch.online_stage import open_online
 from speculators.launch.verifier_stage import Verifier
 from speculators.verifier.identity import store_identity
 
@@ -27,15 +28,15 @@ def open_source(config: Config, verifier: Verifier, layer_ids: Sequence[int]) ->
         HiddenStateError: the store belongs to another verifier.
     """
     settings = config.hidden_states
-    if settings.mode is HiddenStatesMode.online:
-        raise ConfigError(
-            f"hidden_states.mode=online: reading states from a vLLM server ({_urls(config)}) is not "
-            "part of this version; hidden_states=embedded runs the verifier in this process"
-        )
+    generates = settings.on_missing is OnMissing.generate
+    if settings.mode is HiddenStatesMode.online or (
+        settings.mode is HiddenStatesMode.offline and generates
+    ):
+        return open_online(config, verifier, layer_ids)
     if settings.mode is HiddenStatesMode.offline:
         store = _open_store(config, verifier, layer_ids, dtype="any", create=False)
         return OfflineSource(store, settings.on_missing)
-    model = verifier.model() if settings.on_missing is OnMissing.generate else None
+    model = verifier.model() if generates else None
     store = None
     if settings.store_path is not None:
         dtype = "any" if model is None else str(model.dtype).removeprefix("torch.")
@@ -57,7 +58,3 @@ def _open_store(
 ) -> HiddenStateStore:
     wanted = store_identity(verifier.spec, layer_ids, dtype=dtype, engine="transformers")
     return HiddenStateStore.open(config.hidden_states.store_path or "", wanted, create=create)
-
-
-def _urls(config: Config) -> str:
-    return ", ".join(config.hidden_states.endpoints) or "hidden_states.endpoints"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,8 @@ class _Training:
         return result
 
     def _announce(self, data: PreparedData, drafter: Drafter[Any]) -> None:
+        for notice in self.verifier.tokenizer.notices:
+            self.console.print(f"[yellow]note:[/] {notice}", soft_wrap=True)
         print_report(data.report, self.console)
         if self.config.show:
             print_samples(data.train, self.verifier.tokenizer, self.config.show, self.console)
@@ -95,7 +98,7 @@ class _Training:
             f"{self.verifier.spec.num_layers} ({self.verifier.spec.architecture}) on "
             f"{self.verifier.device}"
         )
-        self.console.print(f"run directory: {self.folder}")
+        self.console.print(f"run directory: {self.folder}", soft_wrap=True)
 
     def _fit(self, data: PreparedData, drafter: Drafter[Any]) -> TrainResult:
         layer_ids = list(drafter.config.target_layer_ids or ())
@@ -172,7 +175,7 @@ class _Training:
         )
 
     def _conclude(self, trained: TrainResult, result: dict[str, Any], report: Path) -> None:
-        say = self.console.print
+        say = functools.partial(self.console.print, soft_wrap=True)
         length = result["acceptance_length"]
         if length is not None:
             interval = result["acceptance_length_ci95"]

@@ -41,7 +41,7 @@ def load_transformers(spec: VerifierSpec, dtype: str, trust_remote_code: bool) -
     if spec.model_type in _CAPPED_SCORES:
         options["attn_implementation"] = "eager"
     try:
-        with _quiet():
+        with quiet():
             loaded = AutoModelForCausalLM.from_pretrained(
                 folder,
                 local_files_only=True,
@@ -63,7 +63,7 @@ def load_transformers(spec: VerifierSpec, dtype: str, trust_remote_code: bool) -
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the progress bar of transformers out of our own output."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()

@@ -131,7 +131,7 @@ def test_sampling_repeats_with_the_seed() -> None:
 def test_sampled_answers_are_distributed_as_the_verifier_says(sampling: Sampling | None) -> None:
     """Chi-square of three-token answers, with a drafter that is wrong about everything."""
     verifier = FakeVerifier(tiny_spec(vocab_size=3), seed=2, sharpness=1.0)
-    size, temperature, draws = 3, 1.3, 700
+    size, temperature, draws = 3, 1.3, 400
     drafter = FakeDrafter(verifier, lambda prefix: [(sum(prefix) + i) % 3 for i in range(2)], 2)
     expected = np.ones((3,) * size)
     for answer in itertools.product(range(3), repeat=size):

@@ -8,7 +8,9 @@ everywhere and prefixes the dotted path.
 
 from speculators.config.schema.data import DataConfig, DataFormat, MultiTurn, Truncation
 from speculators.config.schema.evaluation import EvaluationConfig, Sampling
+from speculators.config.schema.extract import ExtractConfig
 from speculators.config.schema.hidden_states import (
+    FetchConfig,
     HiddenStatesConfig,
     HiddenStatesMode,
     OnGenerate,
@@ -22,6 +24,7 @@ from speculators.config.schema.optimization import (
     ScheduleName,
 )
 from speculators.config.schema.root import AttentionBackend, Config
+from speculators.config.schema.serve import ServeConfig
 from speculators.config.schema.speculator import LossWeights, SpeculatorConfig
 from speculators.config.schema.training import (
     BestMetric,
@@ -41,6 +44,8 @@ __all__ = [
     "DataConfig",
     "DataFormat",
     "EvaluationConfig",
+    "ExtractConfig",
+    "FetchConfig",
     "FloatType",
     "HiddenStatesConfig",
     "HiddenStatesMode",
@@ -55,6 +60,7 @@ __all__ = [
     "Sampling",
     "ScheduleConfig",
     "ScheduleName",
+    "ServeConfig",
     "SpeculatorConfig",
     "TrackerConfig",
     "TrainingConfig",

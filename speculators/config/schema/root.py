@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from omegaconf import MISSING
 
 from speculators.config.schema.data import DataConfig
 from speculators.config.schema.evaluation import EvaluationConfig
+from speculators.config.schema.extract import ExtractConfig
 from speculators.config.schema.hidden_states import HiddenStatesConfig
 from speculators.config.schema.optimization import OptimizerConfig, ScheduleConfig
 from speculators.config.schema.problem import Problem, at_least
+from speculators.config.schema.serve import ServeConfig
 from speculators.config.schema.speculator import SpeculatorConfig
 from speculators.config.schema.training import LauncherConfig, TrackerConfig, TrainingConfig
 from speculators.config.schema.verifier import VerifierConfig
@@ -40,6 +42,8 @@ class Config:
     training: TrainingConfig = MISSING
     tracker: TrackerConfig = MISSING
     evaluation: EvaluationConfig = MISSING
+    serve: ServeConfig = field(default_factory=ServeConfig)
+    extract: ExtractConfig = field(default_factory=ExtractConfig)
     seed: int = 0
     """Everything random is drawn from generators named after this seed."""
     output_dir: str = MISSING
@@ -56,6 +60,8 @@ class Config:
     """CPU threads; null leaves torch's choice."""
     show: int = 0
     """prepare: print this many samples with supervised tokens coloured."""
+    dry_run: bool = False
+    """serve: print the command that would be run, and stop."""
 
     def problems(self) -> Iterator[Problem]:
         """Check what concerns several groups."""

@@ -47,8 +47,11 @@ def verdict(files: RunFiles) -> list[str]:
         if lossless == count:
             sentences.append(f"All {count} answers are {same}.")
         else:
+            gaps = [m.get("logit_gap") or 0.0 for m in numbers.get("mismatches") or []]
+            largest = f" (largest logit gap {max(gaps):.2g})" if gaps else ""
             sentences.append(
-                f"Only {lossless} of {count} answers are {same}: see the differences below."
+                f"Only {lossless} of {count} answers are {same}; the differences stand "
+                f"below{largest}."
             )
     speedup = numbers.get("speedup")
     if speedup is not None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from speculators.errors import HiddenStateError
 from speculators.hidden_states.online.client import first_difference
-from speculators.hidden_states.online.failures import BadStatesError
+from speculators.hidden_states.online.failures import BadStatesError, OtherStatesError
 from speculators.verifier.head import VerifierHead
 
 _CHUNK_BYTES = 2**20
@@ -76,12 +76,13 @@ class StatesCheck:
             raise BadStatesError(f"file belongs to other tokens: {found}")
         expected = (len(input_ids), len(self.layer_ids), self.hidden_size)
         if tuple(states.shape) != expected:
-            raise BadStatesError(
+            kind = BadStatesError if states.shape[1:] == expected[1:] else OtherStatesError
+            raise kind(
                 f"states are {_times(states.shape)} instead of {_times(expected)} "
                 "(tokens x layers x hidden)"
             )
         if states.dtype not in _FLOATS or states.dtype != (self.dtype or states.dtype):
-            raise BadStatesError(f"states are {states.dtype} instead of {self.dtype or _FLOATS}")
+            raise OtherStatesError(f"states are {states.dtype} instead of {self.dtype or _FLOATS}")
         return states
 
     def _check_rows(self, norms: Float[Tensor, "token layer"]) -> None:

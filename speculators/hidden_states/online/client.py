@@ -182,7 +182,7 @@ def _refusal(
     if response.status in _BUSY:
         after = response.headers.get("Retry-After", "")
         return BusyError(reason, float(after) if after.isdecimal() else 0.0)
-    if response.status >= 500:
+    if response.status >= 500 or response.status == 408:
         return ServerTroubleError(reason)
     return RejectedError(reason)
 

@@ -15,13 +15,14 @@ from speculators.hidden_states.online.client import REQUEST_PREFIX, VllmClient, 
 from speculators.hidden_states.online.exchange import Exchange, Received
 from speculators.hidden_states.online.failures import AttemptError
 from speculators.hidden_states.online.fetcher import FetchCounts, Fetcher
-from speculators.hidden_states.online.files import reap
+from speculators.hidden_states.online.files import any_left, reap
 from speculators.hidden_states.online.handshake import Expected, Greeting, Handshake
 from speculators.hidden_states.online.transfer import TransferFolder
 from speculators.hidden_states.types import Tokens
 
 _log = logging.getLogger(__name__)
 _SAY_EVERY_SECONDS = 10.0
+_LAST_FILES_SECONDS = 1.0
 
 
 class Connection:
@@ -107,8 +108,21 @@ class Connection:
         """Close connections and remove what requests left behind."""
         await self._pool.close()
         await self._client.close()
-        self._reap(self._client.tag, 0.0)
+        await self._reap_own()
         self._reap(REQUEST_PREFIX, self._settings.orphan_age_seconds)
+
+    async def _reap_own(self) -> None:
+        """Remove what this connection's cancelled requests leave; servers may still be writing."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _LAST_FILES_SECONDS
+        while True:
+            self._reap(self._client.tag, 0.0)
+            prefix = f"cmpl-{self._client.tag}"
+            if not any(any_left(folder, prefix) for folder in self._folder.folders):
+                return
+            if loop.time() > deadline:
+                return
+            await asyncio.sleep(_LAST_FILES_SECONDS / 20)
 
     def _reap(self, request_prefix: str, older_than_seconds: float) -> None:
         for folder in self._folder.folders:

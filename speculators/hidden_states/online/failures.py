@@ -68,3 +68,7 @@ class BadStatesError(AttemptError):
     def further_attempts(self, settings: FetchConfig) -> int:
         """As configured for wrong states."""
         return settings.bad_retries
+
+
+class OtherStatesError(BadStatesError):
+    """States of another width, layer count or number format: those of another server."""

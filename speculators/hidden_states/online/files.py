@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import json
 import mmap
@@ -145,6 +146,10 @@ def _opened(path: Path) -> Iterator[int]:
         descriptor = os.open(path, _OPEN)
     except PermissionError as error:
         raise _forbidden(str(path)) from error
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise HiddenStateError(f"{path}: is a symbolic link; it was not followed") from error
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise HiddenStateError(f"{path}: not a regular file; it was not read")
@@ -220,17 +225,29 @@ def reap(folder: Path, prefix: str, older_than_seconds: float) -> int:
     """
     removed = 0
     now = time.time()
-    with contextlib.suppress(FileNotFoundError, PermissionError):
-        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-            stem = entry.name.removesuffix(".lock")
-            if not (entry.name.startswith(prefix) and stem.endswith(SUFFIX)):
-                continue
-            with contextlib.suppress(OSError):
-                age = now - entry.stat(follow_symlinks=False).st_mtime
-                if age >= older_than_seconds and _unlocked(folder / f"{stem}.lock"):
-                    os.unlink(entry.path)
-                    removed += 1
+    for entry in _entries(folder):
+        stem = entry.name.removesuffix(".lock")
+        if not (entry.name.startswith(prefix) and stem.endswith(SUFFIX)):
+            continue
+        with contextlib.suppress(OSError):
+            age = now - entry.stat(follow_symlinks=False).st_mtime
+            if age >= older_than_seconds and _unlocked(folder / f"{stem}.lock"):
+                os.unlink(entry.path)
+                removed += 1
     return removed
+
+
+def any_left(folder: Path, prefix: str) -> bool:
+    """Return whether a folder holds files or locks whose names begin so."""
+    return any(entry.name.startswith(prefix) for entry in _entries(folder))
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except (FileNotFoundError, PermissionError):
+        return []
 
 
 def _unlocked(lock_path: Path) -> bool:

@@ -23,6 +23,7 @@ from speculators.hidden_states.online.exchange import Exchange, Received
 from speculators.hidden_states.online.failures import (
     BadStatesError,
     NoFileError,
+    OtherStatesError,
     RejectedError,
     StuckLockError,
 )
@@ -88,6 +89,16 @@ class Greeting:
     version: str
     dtype: torch.dtype
 
+    @property
+    def dtype_name(self) -> str:
+        """Name of the number format, as stores have it."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def engine(self) -> str:
+        """Name of the engine, as stores have it."""
+        return f"vllm {self.version}".strip()
+
 
 class Handshake:
     """Greets servers; lives on one event loop.
@@ -132,7 +143,12 @@ class Handshake:
             AttemptError: it cannot answer.
         """
         await self.introduce(endpoint)
-        received = await self._exchange(endpoint, self._probes[0])
+        try:
+            received = await self._exchange(endpoint, self._probes[0])
+        except OtherStatesError as failure:
+            raise HiddenStateError(
+                f"server {endpoint.url} is not what it was at the start: {failure.reason}"
+            ) from None
         if self._known is not None:
             self._compare(endpoint, received.states, self._known, "the same probe earlier")
 

@@ -14,11 +14,16 @@ from torch import Tensor
 
 from speculators.config.schema.hidden_states import HiddenStatesConfig, OnGenerate, OnMissing
 from speculators.errors import HiddenStateError, HiddenStateOutageError
+from speculators.hidden_states.online.handshake import Greeting
 from speculators.hidden_states.store import HiddenStateStore
 from speculators.hidden_states.types import HiddenStates, Tokens
 
 _log = logging.getLogger(__name__)
 _LOOK_AGAIN_SECONDS = 5.0
+
+StoreOpener = Callable[[Greeting | None], HiddenStateStore | None]
+"""Opens the configured store. Given None: one that exists, of any number format, or None; given
+what a server turned out to be: begins one where there is none."""
 
 
 class StoreKeeper:
@@ -40,7 +45,7 @@ class StoreKeeper:
         self,
         settings: HiddenStatesConfig,
         layer_ids: Sequence[int],
-        open_store: Callable[[torch.dtype | None], HiddenStateStore | None] | None,
+        open_store: StoreOpener | None,
         *,
         must_keep: bool = False,
     ) -> None:
@@ -71,18 +76,18 @@ class StoreKeeper:
         """Return stored states; None when there are none that pass their checks."""
         return None if self._store is None else self._store.get(sample)
 
-    def begin(self, dtype: torch.dtype) -> None:
-        """Make the store ready for states of this number format.
+    def begin(self, greeting: Greeting) -> None:
+        """Make the store ready for the states of a server.
 
         Raises:
             HiddenStateError: it holds another one, or cannot be made.
         """
-        self.item_bytes = dtype.itemsize
+        self.item_bytes = greeting.dtype.itemsize
         if not self.keeps or self._open is None:
             return
         if self._store is None:
-            self._store = self._open(dtype)
-        name = str(dtype).removeprefix("torch.")
+            self._store = self._open(greeting)
+        name = greeting.dtype_name
         if self._store is not None and self._store.identity.dtype != name:
             raise HiddenStateError(
                 f"hidden_states.store_path={self._settings.store_path}: holds "

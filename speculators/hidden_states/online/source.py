@@ -10,8 +10,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 from speculators.config.schema.hidden_states import HiddenStatesConfig, OnGenerate, OnMissing
 from speculators.errors import ConfigError
 from speculators.hidden_states.online.accounting import LeftOut
@@ -19,17 +17,12 @@ from speculators.hidden_states.online.checks import TeacherCheck
 from speculators.hidden_states.online.connection import Connection
 from speculators.hidden_states.online.fetcher import LeftOutError
 from speculators.hidden_states.online.handshake import Expected
-from speculators.hidden_states.online.keeper import StoreKeeper
+from speculators.hidden_states.online.keeper import StoreKeeper, StoreOpener
 from speculators.hidden_states.online.loop import LoopThread
 from speculators.hidden_states.policy import MissingStates, SourceCounts
-from speculators.hidden_states.store import HiddenStateStore
 from speculators.hidden_states.types import HiddenStates, Tokens
 
 _NUM_WORKERS = 4
-
-StoreOpener = Callable[[torch.dtype | None], HiddenStateStore | None]
-"""Opens the configured store. Given None: one that exists, of any number format, or None; given a
-number format: begins one where there is none."""
 
 
 @dataclass(frozen=True)
@@ -241,7 +234,7 @@ class OnlineSource:
         fetch = self._settings.fetch
         connection = await Connection.open(self._settings.endpoints, fetch, expected, self._workers)
         try:
-            self._keeper.begin(connection.greeting.dtype)
+            self._keeper.begin(connection.greeting)
         except BaseException:
             await connection.close()
             raise

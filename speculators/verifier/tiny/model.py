@@ -5,8 +5,6 @@ Parameter names are those of `Qwen3ForCausalLM`, so that the weights are written
 
 from __future__ import annotations
 
-import math
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -123,22 +121,15 @@ class TinyQwen3(nn.Module):
 
     Args:
         settings: sizes.
-        generator: of the initial weights.
     """
 
-    def __init__(self, settings: Settings, generator: torch.Generator) -> None:
+    def __init__(self, settings: Settings) -> None:
         super().__init__()
         self.model = Decoder(settings)
         self.settings = settings
         half = settings.head_dim // 2
         exponents = torch.arange(half, dtype=torch.float64) / half
         self.frequencies = settings.rope_theta**-exponents
-        for name, parameter in self.named_parameters():
-            if parameter.dim() == 2:
-                into_stream = name.endswith(("o_proj.weight", "down_proj.weight"))
-                depth = math.sqrt(2 * settings.num_layers) if into_stream else 1.0
-                std = 0.05 if "embed" in name else parameter.shape[1] ** -0.5
-                nn.init.normal_(parameter, std=std / depth, generator=generator)
 
     def forward(
         self, input_ids: Int[Tensor, "batch sequence"]

@@ -25,7 +25,6 @@ class Settings:
         max_positions: longest context in tokens.
         num_conversations: training conversations, each seen once.
         seed: of conversations, initial weights and order.
-        copy_steps: steps on repeated random tokens before the conversations.
         batch_tokens: tokens of one step, padding included.
         peak_lr: AdamW learning rate after warm-up; falls to zero along a cosine.
         muon_lr: Muon learning rate of the matrices, same schedule; 0 gives them to AdamW.
@@ -48,10 +47,9 @@ class Settings:
     max_positions: int = 2048
     num_conversations: int = 150_000
     seed: int = 0
-    copy_steps: int = 250
     batch_tokens: int = 2048
     peak_lr: float = 4e-3
-    muon_lr: float = 4e-3
+    muon_lr: float = 6e-3
     warmup_steps: int = 100
     weight_decay: float = 0.1
     prompt_weight: float = 0.1

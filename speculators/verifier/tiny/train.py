@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from speculators.data.tiny import tiny_conversations
 from speculators.data.types import Turn
+from speculators.verifier.tiny.initial import initialize
 from speculators.verifier.tiny.model import TinyQwen3
 from speculators.verifier.tiny.settings import Settings
 from speculators.verifier.tiny.tokenizer import TURN_END, TURN_START
@@ -53,24 +54,6 @@ def batches_of(rows: list[Row], settings: Settings, generator: torch.Generator) 
     batches.append(batch)
     order = torch.randperm(len(batches), generator=generator).tolist()
     return [batches[i] for i in order]
-
-
-def copy_batches(settings: Settings, generator: torch.Generator) -> list[list[Row]]:
-    """Rows of random tokens, said twice with other tokens between: the second time can be known.
-
-    A model that has learnt this looks things up in its context, which small models otherwise
-    learn late: answers that name the wrong person, word or number are what the lack looks like.
-    """
-    batches = []
-    for _ in range(settings.copy_steps):
-        length, gap = (int(torch.randint(4, 33, (), generator=generator)) for _ in range(2))
-        count = settings.batch_tokens // (2 * length + gap)
-        shape = (count, length + gap)
-        drawn = torch.randint(0, settings.num_tokens, shape, generator=generator)
-        rows = torch.cat((drawn, drawn[:, :length]), dim=1).tolist()
-        written = [False] * (length + gap + 1) + [True] * (length - 1)
-        batches.append([(row, written) for row in rows])
-    return batches
 
 
 def tensors_of(
@@ -155,9 +138,9 @@ def train(
         same bits.
     """
     generator = torch.Generator().manual_seed(settings.seed)
-    model = TinyQwen3(settings, generator)
-    batches = copy_batches(settings, generator)
-    batches += batches_of(rows_of(settings, tokenizer), settings, generator)
+    model = TinyQwen3(settings)
+    initialize(model, generator)
+    batches = batches_of(rows_of(settings, tokenizer), settings, generator)
     optimizers = optimizers_of(model, settings)
     peaks = [[group["lr"] for group in o.param_groups] for o in optimizers]
     precision = getattr(torch, settings.precision)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hidden_states.online.toy import LAYER_IDS, Row, store_opener
 from torch import Tensor
 
-from hidden_states.online.toy import LAYER_IDS, Row, store_opener
 from speculators.config.schema.hidden_states import (
     FetchConfig,
     HiddenStatesConfig,
@@ -20,6 +20,7 @@ from speculators.hidden_states.online.handshake import Expected
 from speculators.hidden_states.online.source import OnlineSource
 from speculators.testing.fake_vllm import FakeVLLM
 from speculators.testing.toy_verifier import ToyVerifier
+
 
 @pytest.fixture(scope="session")
 def toy() -> ToyVerifier:

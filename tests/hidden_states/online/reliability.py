@@ -9,11 +9,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import FunctionType
 from typing import TypeVar
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "reliability.md"
 _BEGIN, _END = "<!-- faults: begin -->", "<!-- faults: end -->"
-_Test = TypeVar("_Test", bound=Callable[..., object])
+_Test = TypeVar("_Test", bound=FunctionType)
 
 
 @dataclass(frozen=True)
@@ -22,17 +23,19 @@ class Fault:
 
     what: str
     result: str
-    test: str
+    place: tuple[str, int]
 
 
-FAULTS: list[Fault] = []
+FAULTS: dict[str, Fault] = {}
 
 
 def proves(what: str, result: str) -> Callable[[_Test], _Test]:
     """Mark a test as the proof of a line of the table."""
 
     def mark(test: _Test) -> _Test:
-        FAULTS.append(Fault(what, result, test.__name__))
+        code = test.__code__
+        place = (Path(code.co_filename).name, code.co_firstlineno)
+        FAULTS[test.__name__] = Fault(what, result, place)
         return test
 
     return mark
@@ -41,7 +44,8 @@ def proves(what: str, result: str) -> Callable[[_Test], _Test]:
 def table() -> str:
     """Return the table in Markdown."""
     lines = ["| what goes wrong | what happens | proof |", "|---|---|---|"]
-    lines += [f"| {f.what} | {f.result} | `{f.test}` |" for f in FAULTS]
+    found = sorted(FAULTS.items(), key=lambda item: item[1].place)
+    lines += [f"| {fault.what} | {fault.result} | `{test}` |" for test, fault in found]
     return "\n".join(lines)
 
 
@@ -53,6 +57,6 @@ def with_table(text: str) -> str:
 
 if __name__ == "__main__":
     sys.path[:0] = [str(DOCUMENT.parents[1]), str(DOCUMENT.parents[1] / "tests")]
-    from hidden_states.online import reliability, test_faults, test_faults_servers  # noqa: F401
+    from hidden_states.online import reliability, test_faults_servers
 
-    DOCUMENT.write_text(reliability.with_table(DOCUMENT.read_text()))
+    reliability.DOCUMENT.write_text(test_faults_servers.with_table(DOCUMENT.read_text()))

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from hidden_states.online.reliability import DOCUMENT, proves, with_table
 from hidden_states.online.test_faults import equal
 from hidden_states.online.toy import collect, leftovers, rows, stacked, store_opener
+
 from speculators.config.schema.hidden_states import OnGenerate
 from speculators.errors import HiddenStateError, HiddenStateOutageError
 from speculators.hidden_states import store as store_module
@@ -65,7 +65,7 @@ WRONG = {
     ),
     "one layer too few": ({"layer_ids": (3, 4)}, r"24 x 2 x 32 instead of 24 x 3 x 32"),
     "layer ids off by one": ({"layer_ids": (2, 3, 4)}, r"column for layer 1 .* off by \+1"),
-    "last layer missing": ({"layer_ids": (1, 2, 3)}, "its last column is not layer 4"),
+    "last layer missing": ({"layer_ids": (1, 2, 3)}, r"off by -1|its last column is not layer 4"),
     "too short": ({"max_model_len": 64}, "takes 64 tokens .* longest sample needs 65"),
 }
 
@@ -99,7 +99,7 @@ def test_states_that_depend_on_company_are_refused(serve, open_source, toy):
         seen.append(1)
         return (states if len(seen) == 1 else states.flip(0)), token
 
-    with pytest.raises(HiddenStateError, match="no-enable-prefix-caching|its last column"):
+    with pytest.raises(HiddenStateError, match=r"no-enable-prefix-caching|its last column"):
         open_source(serve(states=moody)).start()
 
 
@@ -159,7 +159,7 @@ def test_other_servers_take_over(serve, open_source, truth, caplog):
 
 @proves(
     "the server stays down",
-    "stops after `outage_timeout_seconds`; the trainer saves a checkpoint; the same command goes on",
+    "stops after `outage_timeout_seconds`; the trainer saves a checkpoint; the command goes on",
 )
 def test_a_server_that_stays_down_ends_the_run(serve, open_source, truth):
     server, samples = serve(), rows(40)
@@ -193,7 +193,7 @@ def test_a_server_that_comes_back_different_is_refused(change, serve, open_sourc
         server.dtype = torch.bfloat16
     timer = after(0.05, server.start)
     try:
-        with pytest.raises(HiddenStateError, match="differs by|instead of torch.float32"):
+        with pytest.raises(HiddenStateError, match=r"differs by|instead of torch\.float32"):
             for _ in stream:
                 pass
     finally:
@@ -225,7 +225,7 @@ def test_an_overloaded_server_loses_nothing(serve, open_source, truth):
     server, samples = serve(), rows(30)
     source = open_source(server)
     source.start()
-    server.faults.add(Fault(K.status, status=429), count=100)
+    server.faults.add(Fault(K.status, status=429), count=40)
     assert equal(collect(source, samples), truth(samples))
 
 
@@ -368,11 +368,14 @@ def test_an_interrupt_leaves_nothing_behind(serve, open_source, tmp_path):
     next(stream)
     main = threading.get_ident()
     timer = after(0.1, lambda: signal.pthread_kill(main, signal.SIGINT))
-    with pytest.raises(KeyboardInterrupt):
+
+    def train() -> None:
         for _ in stream:
             time.sleep(0.01)
+
+    with pytest.raises(KeyboardInterrupt):
+        train()
     timer.join()
-    time.sleep(0.1)
     source.close()
     assert leftovers(tmp_path / "transfer") == []
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,8 @@ from torch import Tensor
 
 from speculators.data.types import sample_id_of
 from speculators.hidden_states.identity import StoreIdentity
+from speculators.hidden_states.online.handshake import Greeting
+from speculators.hidden_states.online.keeper import StoreOpener
 from speculators.hidden_states.online.source import OnlineSource
 from speculators.hidden_states.store import HiddenStateStore
 from speculators.hidden_states.types import HiddenStates
@@ -47,12 +49,12 @@ def identity(dtype: str, layer_ids: Sequence[int] = LAYER_IDS) -> StoreIdentity:
     )
 
 
-def store_opener(folder: Path) -> Callable[[torch.dtype | None], HiddenStateStore | None]:
-    def open_store(dtype: torch.dtype | None) -> HiddenStateStore | None:
-        if dtype is None and not (folder / "store.json").exists():
+def store_opener(folder: Path) -> StoreOpener:
+    def open_store(greeting: Greeting | None) -> HiddenStateStore | None:
+        if greeting is None and not (folder / "store.json").exists():
             return None
-        name = "any" if dtype is None else str(dtype).removeprefix("torch.")
-        return HiddenStateStore.open(folder, identity(name), create=dtype is not None)
+        name = "any" if greeting is None else greeting.dtype_name
+        return HiddenStateStore.open(folder, identity(name), create=greeting is not None)
 
     return open_store
 

@@ -1,0 +1,1 @@
+"""Configuration: what exists, how it is composed, and what is wrong with it. Free of torch."""
