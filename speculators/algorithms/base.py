@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from speculators.config.schema import AttentionBackend, SpeculatorConfig
 from speculators.data.types import PackedBatch
 from speculators.data.vocabulary import DraftVocabulary
+from speculators.errors import ConfigError
 from speculators.verifier.head import VerifierHead
 from speculators.verifier.spec import VerifierSpec
 
@@ -140,6 +142,28 @@ class Drafter(nn.Module, ABC, Generic[ConfigT]):
         attention: AttentionBackend = AttentionBackend.auto,
     ) -> Drafter[ConfigT]:
         """Build an untrained drafter; `config` is resolved, the tables are the verifier's."""
+
+    def copied_layers(self) -> list[int]:
+        """Return the verifier's layers that `start_from_verifier` copies; none by default."""
+        return []
+
+    def start_from_verifier(
+        self, layers: Sequence[Mapping[str, Tensor]], norm_weight: Float[Tensor, "hidden"]
+    ) -> None:
+        """Overwrite untrained weights with the verifier's (`speculator.init=verifier`).
+
+        Args:
+            layers: tensors of each of `copied_layers`, by their names inside the layer; norms as
+                factors.
+            norm_weight: factor of the final norm.
+
+        Raises:
+            ConfigError: the algorithm has no such start, or a shape does not fit.
+        """
+        raise ConfigError(
+            f"speculator.init=verifier: {self.config.name} cannot start from verifier layers; use "
+            "speculator.init=random"
+        )
 
     @property
     @abstractmethod

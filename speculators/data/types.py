@@ -104,7 +104,14 @@ class PackedBatch:
         return PackedBatch(
             *(
                 getattr(self, name).to(device, non_blocking=non_blocking)
-                for name in ("input_ids", "loss_mask", "document_ids", "position_ids", "aux", "last")
+                for name in (
+                    "input_ids",
+                    "loss_mask",
+                    "document_ids",
+                    "position_ids",
+                    "aux",
+                    "last",
+                )
             ),
             sample_ids=self.sample_ids,
         )

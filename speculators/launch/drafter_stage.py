@@ -9,12 +9,13 @@ from typing import Any
 
 from speculators.algorithms.base import Drafter, StepContext
 from speculators.algorithms.registry import drafter_class
-from speculators.config.schema import Config, SpeculatorConfig
+from speculators.config.schema import Config, Init, SpeculatorConfig
 from speculators.conversion.layout import load_weights, read_serving_config, read_vocabulary
 from speculators.data.prepared import PreparedData
 from speculators.data.vocabulary import DraftVocabulary, build_vocabulary, forced_token_ids
 from speculators.errors import ConfigError
 from speculators.launch.verifier_stage import Verifier
+from speculators.verifier.weights import read_layers
 
 # What may change between a checkpoint and the run that starts from it: how long a block is and
 # how the weights are trained or written, but nothing that gives a weight its meaning.
@@ -57,6 +58,9 @@ def build_drafter(config: Config, verifier: Verifier, data: PreparedData) -> Dra
         generator=StepContext(config.seed, step=0).generator("init"),
         attention=config.attention,
     )
+    if folder is None and settings.init is Init.verifier:
+        layers = read_layers(verifier.spec, drafter.copied_layers())
+        drafter.start_from_verifier(layers, verifier.head().norm_weight.cpu())
     if folder is not None and saved is not None:
         problems = list(_differences(saved, drafter.serving_config()))
         if problems:

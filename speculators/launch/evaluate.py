@@ -74,14 +74,10 @@ def _training_config(checkpoint: Path) -> Config | None:
     return load_run_config(path) if path.exists() else None
 
 
-def _with_verifier(
-    config: Config, trained_with: Config | None, serving: dict[str, Any]
-) -> Config:
+def _with_verifier(config: Config, trained_with: Config | None, serving: dict[str, Any]) -> Config:
     """Fill in the checkpoint's own verifier where the configuration names none."""
     if config.verifier.name_or_path != FROM_CHECKPOINT:
         return config
     named = serving["speculators_config"]["verifier"]["name_or_path"]
     known = config.verifier if trained_with is None else trained_with.verifier
-    return dataclasses.replace(
-        config, verifier=dataclasses.replace(known, name_or_path=named)
-    )
+    return dataclasses.replace(config, verifier=dataclasses.replace(known, name_or_path=named))

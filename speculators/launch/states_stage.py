@@ -10,7 +10,6 @@ from speculators.hidden_states.offline import OfflineSource
 from speculators.hidden_states.store import HiddenStateStore
 from speculators.hidden_states.types import HiddenStateSource
 from speculators.launch.online_stage import open_online
-from speculators.launch.online_stage import open_online
 from speculators.launch.verifier_stage import Verifier
 from speculators.verifier.identity import store_identity
 

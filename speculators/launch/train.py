@@ -179,7 +179,9 @@ class _Training:
         length = result["acceptance_length"]
         if length is not None:
             interval = result["acceptance_length_ci95"]
-            spread = "" if interval is None else " (95 % interval {:.2f} to {:.2f})".format(*interval)
+            spread = (
+                "" if interval is None else " (95 % interval {:.2f} to {:.2f})".format(*interval)
+            )
             say(
                 f"\n[bold]acceptance length {length:.2f}[/]{spread} on {result['num_prompts']} "
                 "prompts: that many tokens per verifier call, "

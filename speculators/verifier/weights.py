@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +15,9 @@ from torch import Tensor
 from speculators.errors import ConfigError
 from speculators.verifier import hub
 from speculators.verifier.head import VerifierHead
-from speculators.verifier.spec import VerifierSpec
+from speculators.verifier.spec import NormKind, VerifierSpec
 
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _INDEX = "model.safetensors.index.json"
 # Where the text model stands in plain and in multimodal checkpoints.
 _PREFIXES = (
@@ -79,6 +80,34 @@ def read_tables(spec: VerifierSpec, dtype: torch.dtype | None = None) -> Verifie
     converted = embed_tokens.to(dtype)
     head = converted if lm_head is embed_tokens else lm_head.to(dtype)
     return VerifierTables(converted, head, norm_weight.to(dtype))
+
+
+def read_layers(spec: VerifierSpec, layers: Sequence[int]) -> list[dict[str, Tensor]]:
+    """Read whole decoder layers in fp32, by the names inside a layer; norms as factors.
+
+    Args:
+        spec: the verifier.
+        layers: which, 0 to L - 1.
+
+    Raises:
+        ConfigError: the files do not hold such layers, or hold them quantised.
+    """
+    files = _tensor_files(spec)
+    start = _find(spec, files, [f"{p}layers.0.input_layernorm.weight" for p in _PREFIXES])
+    prefix = start.removesuffix("0.input_layernorm.weight")
+    wanted = {name: f for i in layers for name, f in files.items() if f"{prefix}{i}." in name}
+    tensors = _load(spec, wanted)
+    shift = 1.0 if spec.norm_kind is NormKind.rms_plus_one else 0.0
+    found = []
+    for layer in layers:
+        start = f"{prefix}{layer}."
+        inside = {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}
+        for name, tensor in inside.items():
+            if tensor.dtype not in _FLOATS:
+                raise ConfigError(f"{_at(spec)}: {start}{name} is stored as {tensor.dtype}")
+            inside[name] = tensor.float() + (shift if "norm" in name else 0.0)
+        found.append(inside)
+    return found
 
 
 def make_head(spec: VerifierSpec, tables: VerifierTables) -> VerifierHead:
@@ -152,7 +181,7 @@ def _check(spec: VerifierSpec, name: str, table: Tensor, shape: tuple[int, ...])
             f"{_at(spec)}: {name} has shape {list(table.shape)}, its configuration says "
             f"{list(shape)}"
         )
-    if table.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+    if table.dtype not in _FLOATS:
         raise ConfigError(
             f"{_at(spec)}: {name} is stored as {table.dtype}; allowed: float32, bfloat16, float16 "
             "(quantised embeddings and heads cannot be read)"

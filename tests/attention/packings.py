@@ -75,19 +75,19 @@ def dense_attention(
     return torch.einsum("hqk,khd->qhd", p, values).view(n, size, heads, dim)
 
 
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
 def random_inputs(
     layout: BlockLayout, heads: int, kv_heads: int, dim: int, dtype: torch.dtype
-) -> tuple[Tensor, ...]:
+) -> Inputs:
     """Return q, k_context, v_context, k_block, v_block that want gradients."""
     g = torch.Generator().manual_seed(7)
-    blocks = (layout.num_blocks, layout.block_size)
-    shapes = (
-        (*blocks, heads, dim),
-        (layout.sequence_length, kv_heads, dim),
-        (layout.sequence_length, kv_heads, dim),
-        (*blocks, kv_heads, dim),
-        (*blocks, kv_heads, dim),
-    )
-    return tuple(
-        torch.randn(s, generator=g, dtype=dtype).requires_grad_() for s in shapes
-    )
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, dim, generator=g, dtype=dtype).requires_grad_()
+
+    blocks, length = (layout.num_blocks, layout.block_size), layout.sequence_length
+    context = [draw(length, kv_heads) for _ in range(2)]
+    own = [draw(*blocks, kv_heads) for _ in range(2)]
+    return draw(*blocks, heads), context[0], context[1], own[0], own[1]

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from attention.packings import RULES, random_inputs, random_layout
 
+from attention.packings import RULES, random_inputs, random_layout
 from speculators.attention.backend import choose_backend, prepare_attention
 from speculators.attention.layout import MaskRule
 from speculators.config.schema import AttentionBackend
@@ -32,12 +32,12 @@ def test_traced_flex_equals_sdpa() -> None:
 def _compare(seed: int, rule: MaskRule) -> None:
     layout = random_layout(seed, max_tokens=300)
     inputs = random_inputs(layout, heads=4, kv_heads=2, dim=16, dtype=torch.float32)
-    inputs = [x.detach() for x in inputs]
+    q, kc, vc, kb, vb = (x.detach() for x in inputs)
     out = []
     with torch.no_grad():
         for backend in (AttentionBackend.flex, AttentionBackend.sdpa):
             attend = prepare_attention(layout, rule, backend, "cpu", gradients=False)
-            out.append(attend(*inputs))
+            out.append(attend(q, kc, vc, kb, vb))
     torch.testing.assert_close(out[0], out[1], atol=1e-5, rtol=1e-5)
 
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from attention.packings import RULES, oracle_mask, random_layout
 
+from attention.packings import RULES, oracle_mask, random_layout
 from speculators.attention.layout import BlockLayout, MaskRule
 from speculators.attention.masks import anchored_block_mask, dense_mask
 
@@ -51,9 +51,7 @@ def test_name_carries_the_parameters() -> None:
 
 def test_filling_sees_itself_and_nobody_sees_filling() -> None:
     example = worked_example()
-    layout = BlockLayout(
-        torch.tensor([2, 6, 0]), 2, example.document_ids, example.position_ids, 3
-    )
+    layout = BlockLayout(torch.tensor([2, 6, 0]), 2, example.document_ids, example.position_ids, 3)
     seen = visible(dense_mask(layout, MaskRule()))
     assert seen[6:] == [[14, 15, 16]] * 3
     assert all(key < 14 for row in seen[:6] for key in row)

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
 from attention.packings import (
     RULES,
     dense_attention,
@@ -9,13 +12,11 @@ from attention.packings import (
     random_inputs,
     random_layout,
 )
-from torch.utils._python_dispatch import TorchDispatchMode
-
 from speculators.attention import sdpa
 from speculators.attention.layout import BlockLayout, MaskRule
 from speculators.attention.masks import dense_mask
 from speculators.attention.sdpa import segment_attention
-from speculators.attention.segments import plan_segments
+from speculators.attention.segments import SegmentPlan, plan_segments
 
 
 @pytest.mark.parametrize("keep_bytes", [0, 2**40], ids=["recomputed", "kept"])
@@ -42,7 +43,13 @@ def test_gradcheck() -> None:
     inputs = random_inputs(layout, heads=2, kv_heads=1, dim=4, dtype=torch.float64)
     for rule in (MaskRule(), MaskRule(window=3, causal=True)):
         plan = plan_segments(layout, rule)
-        assert torch.autograd.gradcheck(lambda *x, p=plan: segment_attention(*x, p), inputs)
+
+        def attend(
+            q: Tensor, kc: Tensor, vc: Tensor, kb: Tensor, vb: Tensor, plan: SegmentPlan = plan
+        ) -> Tensor:
+            return segment_attention(q, kc, vc, kb, vb, plan)
+
+        assert torch.autograd.gradcheck(attend, inputs)
 
 
 @pytest.mark.parametrize("scale", [1.0, 40.0])
@@ -52,19 +59,20 @@ def test_float32_with_large_scores(scale: float) -> None:
     q = inputs[0] * scale
     out = segment_attention(q, *inputs[1:], plan_segments(layout, MaskRule()))
     mask = dense_mask(layout, MaskRule())
-    wide = tuple(x.double() for x in (q, *inputs[1:]))
+    q, kc, vc, kb, vb = (x.double() for x in (q, *inputs[1:]))
     torch.testing.assert_close(
-        out.double(), dense_attention(*wide, mask), atol=2e-5, rtol=2e-5
+        out.double(), dense_attention(q, kc, vc, kb, vb, mask), atol=2e-5, rtol=2e-5
     )
 
 
 def test_bfloat16_comes_back_as_bfloat16_under_autocast() -> None:
     layout = random_layout(5)
-    inputs = [x.bfloat16() for x in random_inputs(layout, 4, 2, 8, torch.float32)]
+    inputs = random_inputs(layout, 4, 2, 8, torch.float32)
+    q, kc, vc, kb, vb = (x.bfloat16() for x in inputs)
     with torch.autocast("cpu", torch.bfloat16):
-        out = segment_attention(*inputs, plan_segments(layout, MaskRule()))
-    wide = [x.double() for x in inputs]
-    reference = dense_attention(*wide, dense_mask(layout, MaskRule()))
+        out = segment_attention(q, kc, vc, kb, vb, plan_segments(layout, MaskRule()))
+    q, kc, vc, kb, vb = (x.double() for x in (q, kc, vc, kb, vb))
+    reference = dense_attention(q, kc, vc, kb, vb, dense_mask(layout, MaskRule()))
     assert out.dtype is torch.bfloat16
     torch.testing.assert_close(out.double(), reference, atol=1e-2, rtol=1e-2)
 

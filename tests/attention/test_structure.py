@@ -4,9 +4,9 @@ import time
 
 import pytest
 import torch
-from attention.packings import RULES, random_layout
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
+from attention.packings import RULES, random_layout
 from speculators.attention.layout import BlockLayout, MaskRule
 from speculators.attention.masks import anchored_block_mask
 from speculators.attention.structure import block_mask

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from speculators.config.composition import compose
 from speculators.config.schema import Config
 from speculators.errors import CheckpointError, ConfigError, DataError

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from modules.test_divergences import plain_terms
 from torch import Tensor
 
+from modules.test_divergences import plain_terms
 from speculators.modules import chunked_head, partition
 from speculators.modules.chunked_head import Teacher, chunked_head_loss
 from speculators.modules.partition import expectation, top_tokens

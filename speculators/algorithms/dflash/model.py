@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -29,6 +30,7 @@ from speculators.algorithms.dflash.metrics import training_metrics
 from speculators.algorithms.dflash.network import DFlashNetwork
 from speculators.algorithms.dflash.session import DFlashSession
 from speculators.algorithms.dflash.slots import HostRow, SlotPlan, plan_slots
+from speculators.algorithms.dflash.start import copy_layers
 from speculators.attention.backend import prepare_attention
 from speculators.attention.layout import BlockLayout, MaskRule
 from speculators.config.schema import AttentionBackend
@@ -118,6 +120,20 @@ class DFlashDrafter(DFlashNetwork, Drafter[DFlashConfig]):
         )
         drafter.initialize(generator)
         return drafter
+
+    def copied_layers(self) -> list[int]:
+        """Spread the draft layers over the verifier's depth, its first and last included.
+
+        Slots enter as embeddings and leave for the head, so the ends fit best.
+        """
+        last, count = self.spec.num_layers - 1, self.config.num_layers
+        return [round(i * last / (count - 1)) for i in range(count)] if count > 1 else [last]
+
+    def start_from_verifier(
+        self, layers: Sequence[Mapping[str, Tensor]], norm_weight: Float[Tensor, "hidden"]
+    ) -> None:
+        """Copy the verifier's layers, see `Drafter.start_from_verifier`."""
+        copy_layers(self, layers, norm_weight)
 
     @property
     def num_draft_tokens(self) -> int:

@@ -25,7 +25,7 @@ from speculators.config.schema.optimization import (
 )
 from speculators.config.schema.root import AttentionBackend, Config
 from speculators.config.schema.serve import ServeConfig
-from speculators.config.schema.speculator import LossWeights, SpeculatorConfig
+from speculators.config.schema.speculator import Init, LossWeights, SpeculatorConfig
 from speculators.config.schema.training import (
     BestMetric,
     FloatType,
@@ -49,6 +49,7 @@ __all__ = [
     "FloatType",
     "HiddenStatesConfig",
     "HiddenStatesMode",
+    "Init",
     "LauncherConfig",
     "LossWeights",
     "MultiTurn",

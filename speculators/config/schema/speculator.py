@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from enum import Enum
 
 from omegaconf import MISSING
 
 from speculators.config.schema.problem import Problem, at_least
+
+
+class Init(Enum):
+    """What untrained draft layers hold."""
+
+    random = "random"
+    verifier = "verifier"
 
 
 @dataclass
@@ -59,6 +67,8 @@ class SpeculatorConfig:
     (0: embeddings). null: the algorithm's rule for the verifier's depth; printed and stored."""
     draft_vocab_size: int | None = None
     """Tokens the drafter can propose; null or the verifier's size keeps them all."""
+    init: Init = Init.random
+    """random: N(0, 0.02); verifier: copies of verifier layers, first to last."""
     from_pretrained: str | None = None
     """Warm start from this checkpoint folder; its vocabulary map is kept."""
 

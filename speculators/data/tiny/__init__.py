@@ -10,4 +10,11 @@ from __future__ import annotations
 from speculators.data.tiny.exchange import Exchange, FollowUp, is_held_out
 from speculators.data.tiny.generate import TinyPrompt, tiny_conversations, tiny_prompts
 
-__all__ = ["Exchange", "FollowUp", "TinyPrompt", "is_held_out", "tiny_conversations", "tiny_prompts"]
+__all__ = [
+    "Exchange",
+    "FollowUp",
+    "TinyPrompt",
+    "is_held_out",
+    "tiny_conversations",
+    "tiny_prompts",
+]

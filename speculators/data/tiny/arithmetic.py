@@ -43,7 +43,14 @@ def multiply_steps(a: int, b: int) -> str:
 def addition(rng: random.Random) -> Exchange:
     """Add two numbers."""
     a, b = rng.randint(2, 79), rng.randint(2, 20 if rng.random() < 0.3 else 79)
-    wording = rng.choice(["What is {} + {}?", "Please add {} and {}.", "Can you work out {} + {} for me?", "{} + {} = ?"])
+    wording = rng.choice(
+        [
+            "What is {} + {}?",
+            "Please add {} and {}.",
+            "Can you work out {} + {} for me?",
+            "{} + {} = ?",
+        ]
+    )
     c = rng.randint(2, 9)
     total = a + b
     follow = None
@@ -51,7 +58,9 @@ def addition(rng: random.Random) -> Exchange:
         answer = f"Then we add {c} to {total}. {add_steps(total, c)}"
         follow = FollowUp(f"And if I add {c} more?", answer, (f"= {total + c}.",))
     end = rng.choice(["", f" The sum is {total}.", f" That makes {total}."])
-    return Exchange(("add", a, b), wording.format(a, b), add_steps(a, b) + end, (f"= {total}.",), follow)
+    return Exchange(
+        ("add", a, b), wording.format(a, b), add_steps(a, b) + end, (f"= {total}.",), follow
+    )
 
 
 def subtraction(rng: random.Random) -> Exchange:
@@ -72,14 +81,22 @@ def subtraction(rng: random.Random) -> Exchange:
         c = rng.randint(1, min(rest - 1, 9))
         answer = f"Now we start from {rest}. {subtract_steps(rest, c)}"
         follow = FollowUp(f"Now take away {c} more.", answer, (f"= {rest - c}.",))
-    return Exchange(("subtract", a, b), wording.format(first, second), subtract_steps(a, b), (f"= {rest}.",), follow)
+    return Exchange(
+        ("subtract", a, b),
+        wording.format(first, second),
+        subtract_steps(a, b),
+        (f"= {rest}.",),
+        follow,
+    )
 
 
 def multiplication(rng: random.Random) -> Exchange:
     """Multiply two small numbers, or count in steps."""
     a, b = rng.randint(2, 10), rng.randint(2, 12)
     wording = rng.choice(["What is {} x {}?", "How much is {} times {}?", "Multiply {} by {}."])
-    return Exchange(("multiply", a, b), wording.format(a, b), multiply_steps(a, b), (f"= {a * b}.",))
+    return Exchange(
+        ("multiply", a, b), wording.format(a, b), multiply_steps(a, b), (f"= {a * b}.",)
+    )
 
 
 def even_or_odd(rng: random.Random) -> Exchange:
@@ -87,43 +104,74 @@ def even_or_odd(rng: random.Random) -> Exchange:
     n = rng.randint(3, 199)
     kind = "odd" if n % 2 else "even"
     wording = rng.choice(["Is {} even or odd?", "Is the number {} odd?", "Is the number {} even?"])
-    answer = f"The number {n} ends in {n % 10}, and numbers that end in {n % 10} are {kind}. So {n} is {kind}."
+    answer = (
+        f"The number {n} ends in {n % 10}, and numbers that end in {n % 10} are {kind}. So {n} is "
+        f"{kind}."
+    )
     return Exchange(("parity", n), wording.format(n), answer, (f"is {kind}.",))
 
 
-def _gives(rng: random.Random, one: Person, two: Person, what: str) -> tuple[str, str, int, tuple[int, int]]:
+def _gives(
+    rng: random.Random, one: Person, two: Person, what: str
+) -> tuple[str, str, int, tuple[int, int]]:
     a, b = rng.randint(3, 59), rng.randint(2, 38)
     question = rng.choice(
         [
-            f"{one.name} has {a} {what}. {two.name} gives {one.her} {b} more. How many {what} does {one.name} have now?",
-            f"{one.name} found {a} {what} and then {b} more. How many {what} did {one.she} find in all?",
-            f"There are {a} {what} on the table. {two.name} puts {b} more beside them. How many are there?",
+            (
+                f"{one.name} has {a} {what}. {two.name} gives {one.her} {b} more. How many {what} "
+                f"does {one.name} have now?"
+            ),
+            (
+                f"{one.name} found {a} {what} and then {b} more. How many {what} did {one.she} "
+                "find in all?"
+            ),
+            (
+                f"There are {a} {what} on the table. {two.name} puts {b} more beside them. How "
+                "many are there?"
+            ),
         ]
     )
-    opening = rng.choice([f"We start with {a} {what} and add {b}.", f"More {what} come, so we add."])
+    opening = rng.choice(
+        [f"We start with {a} {what} and add {b}.", f"More {what} come, so we add."]
+    )
     return question, f"{opening} {add_steps(a, b)}", a + b, (a, b)
 
 
-def _loses(rng: random.Random, one: Person, two: Person, what: str) -> tuple[str, str, int, tuple[int, int]]:
+def _loses(
+    rng: random.Random, one: Person, two: Person, what: str
+) -> tuple[str, str, int, tuple[int, int]]:
     a = rng.randint(12, 89)
     b = rng.randint(2, a - 2)
     question = rng.choice(
         [
-            f"{one.name} has {a} {what} and gives {b} of them to {two.name}. How many {what} are left?",
-            f"{one.name} had {a} {what}, but {one.she} lost {b}. How many does {one.she} still have?",
+            (
+                f"{one.name} has {a} {what} and gives {b} of them to {two.name}. How many {what} "
+                "are left?"
+            ),
+            (
+                f"{one.name} had {a} {what}, but {one.she} lost {b}. How many does {one.she} still "
+                "have?"
+            ),
             f"A box holds {a} {what}. {two.name} takes out {b}. How many {what} stay in the box?",
         ]
     )
-    opening = rng.choice([f"We start with {a} {what} and take away {b}.", f"Some {what} go away, so we subtract."])
+    opening = rng.choice(
+        [f"We start with {a} {what} and take away {b}.", f"Some {what} go away, so we subtract."]
+    )
     return question, f"{opening} {subtract_steps(a, b)}", a - b, (a, b)
 
 
-def _groups(rng: random.Random, one: Person, two: Person, what: str) -> tuple[str, str, int, tuple[int, int]]:
+def _groups(
+    rng: random.Random, one: Person, two: Person, what: str
+) -> tuple[str, str, int, tuple[int, int]]:
     a, b = rng.randint(2, 9), rng.randint(2, 10)
     question = rng.choice(
         [
             f"{one.name} has {a} bags with {b} {what} in each. How many {what} is that?",
-            f"{one.name} buys {b} {what} every day for {a} days. How many {what} does {one.she} buy?",
+            (
+                f"{one.name} buys {b} {what} every day for {a} days. How many {what} does "
+                f"{one.she} buy?"
+            ),
             f"{a} friends of {two.name} bring {b} {what} each. How many {what} do they bring?",
         ]
     )
@@ -151,9 +199,20 @@ def two_steps(rng: random.Random) -> Exchange:
         f"{one.name} has {a} {what}. {two.name} brings {b} more, and then {one.name} "
         f"{rng.choice(['sells', 'loses', 'gives away'])} {c}. How many {what} are left?"
     )
-    answer = f"Step one, add {b}. {add_steps(a, b)} Step two, take away {c}. {subtract_steps(a + b, c)}"
+    answer = (
+        f"Step one, add {b}. {add_steps(a, b)} Step two, take away {c}. {subtract_steps(a + b, c)}"
+    )
     key = ("two steps", one.name, two.name, what, a, b, c)
-    return Exchange(key, question, answer + f" So {a + b - c} {what} are left.", (f"= {a + b - c}.",))
+    return Exchange(
+        key, question, answer + f" So {a + b - c} {what} are left.", (f"= {a + b - c}.",)
+    )
 
 
-TASKS = ((addition, 4.0), (subtraction, 4.0), (multiplication, 2.0), (even_or_odd, 1.0), (word_problem, 6.0), (two_steps, 3.0))
+TASKS = (
+    (addition, 4.0),
+    (subtraction, 4.0),
+    (multiplication, 2.0),
+    (even_or_odd, 1.0),
+    (word_problem, 6.0),
+    (two_steps, 3.0),
+)

@@ -5,9 +5,23 @@ from __future__ import annotations
 import random
 
 from speculators.data.tiny.exchange import Exchange, FollowUp
-from speculators.data.tiny.words import CLASSES, PEOPLE, a
+from speculators.data.tiny.words import CLASSES, PEOPLE
 
-NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+NUMBERS = (
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+)
 OPERATIONS = {
     "add": ("adds {} to a number", "number + {}", lambda n, k: n + k),
     "subtract": ("subtracts {} from a number", "number - {}", lambda n, k: n - k),
@@ -22,7 +36,11 @@ def function(rng: random.Random) -> Exchange:
     says, code, compute = OPERATIONS[name]
     argument = rng.choice(["number", "x", "n", "value"])
     wording = rng.randrange(3)
-    question = ("Write a Python function that {}.", "I need Python code that {}.", "How do I write a function that {} in Python?")[wording]
+    question = (
+        "Write a Python function that {}.",
+        "I need Python code that {}.",
+        "How do I write a function that {} in Python?",
+    )[wording]
     if name == "multiply_by":
         n = rng.randint(2, 5)
     body = code.format(k).replace("number", argument)
@@ -33,26 +51,45 @@ def function(rng: random.Random) -> Exchange:
     )
     follow = FollowUp(
         f"What does {label}({n + 1}) return?",
-        f"The call {label}({n + 1}) computes {code.format(k).replace('number', str(n + 1))}, so it returns {compute(n + 1, k)}.",
+        (
+            f"The call {label}({n + 1}) computes {code.format(k).replace('number', str(n + 1))}, "
+            f"so it returns {compute(n + 1, k)}."
+        ),
         (f"returns {compute(n + 1, k)}.",),
     )
-    return Exchange(("function", name, k, wording), question.format(says.format(k)), answer, (f"return {body}"[:7], f"def {label}"), follow)
+    return Exchange(
+        ("function", name, k, wording),
+        question.format(says.format(k)),
+        answer,
+        (f"return {body}"[:7], f"def {label}"),
+        follow,
+    )
 
 
 def loop(rng: random.Random) -> Exchange:
     """Ask for a loop over numbers."""
     start = rng.randint(0, 12)
     stop, step = start + rng.randint(3, 12), rng.choice([1, 1, 2, 3])
-    text = "print the numbers" if step == 1 else f"print every {('second', 'third')[step - 2]} number"
-    question = rng.choice(["Write a Python loop to {} from {} to {}.", "How can I {} from {} to {} in Python?"]).format(text, start, stop)
+    text = (
+        "print the numbers" if step == 1 else f"print every {('second', 'third')[step - 2]} number"
+    )
+    question = rng.choice(
+        ["Write a Python loop to {} from {} to {}.", "How can I {} from {} to {} in Python?"]
+    ).format(text, start, stop)
     name = rng.choice(["i", "n", "number"])
     arguments = f"{start}, {stop + 1}" + (f", {step}" if step > 1 else "")
     numbers = list(range(start, stop + 1, step))
     answer = (
         f"```python\nfor {name} in range({arguments}):\n    print({name})\n```\n"
-        f"The first number is {numbers[0]} and the last is {numbers[-1]}. The end of a range is not included."
+        f"The first number is {numbers[0]} and the last is {numbers[-1]}. The end of a range "
+        "is not included."
     )
-    return Exchange(("loop", start, stop, step), question, answer, (f"range({arguments})", f"last is {numbers[-1]}."))
+    return Exchange(
+        ("loop", start, stop, step),
+        question,
+        answer,
+        (f"range({arguments})", f"last is {numbers[-1]}."),
+    )
 
 
 def what_prints(rng: random.Random) -> Exchange:
@@ -65,8 +102,13 @@ def what_prints(rng: random.Random) -> Exchange:
     if sign == "-":
         p, q = max(p, q), min(p, q)
     result = {"+": p + q, "-": p - q, "*": p * q}[sign]
-    question = f"What does this code print?\n```python\n{one} = {p}\n{two} = {q}\nprint({one} {sign} {two})\n```"
-    answer = f"Here {one} is {p} and {two} is {q}. The code prints {p} {sign} {q}, which is {result}."
+    question = (
+        f"What does this code print?\n```python\n{one} = {p}\n{two} = {q}\nprint({one} {sign} "
+        f"{two})\n```"
+    )
+    answer = (
+        f"Here {one} is {p} and {two} is {q}. The code prints {p} {sign} {q}, which is {result}."
+    )
     return Exchange(("prints", p, q, sign, one, two), question, answer, (f"which is {result}.",))
 
 
@@ -76,7 +118,12 @@ def make_list(rng: random.Random) -> Exchange:
     words = rng.sample(CLASSES[kind], rng.choice([2, 3]))
     plural = f"{kind}s"
     variable = rng.choice([plural, "words", "items"])
-    question = rng.choice(["Make a Python list of {} and print each one.", "Write Python code with a list of {} and a loop."]).format(", ".join(words))
+    question = rng.choice(
+        [
+            "Make a Python list of {} and print each one.",
+            "Write Python code with a list of {} and a loop.",
+        ]
+    ).format(", ".join(words))
     literal = ", ".join(f'"{w}"' for w in words)
     answer = (
         f"```python\n{variable} = [{literal}]\nfor word in {variable}:\n    print(word)\n```\n"
@@ -102,8 +149,13 @@ def explain(rng: random.Random) -> Exchange:
     name, p, q = rng.choice(VARIABLES), rng.randint(2, 20), rng.randint(2, 20)
     fills = {"a loop": (name, p, name), "a condition": (name, p, name)}.get(term, (name, p, q))
     wording = rng.randrange(3)
-    question = ("Explain to {} what {} is in Python.", "{} asks what {} means in Python.", "Help {} understand {} in Python.")[wording].format(who, term)
-    answer = f"{who}, {term} {says}. Here is {a('example')}: `{example.format(*fills)}`. {rng.choice(['Try it yourself!', 'You will use it often.', 'It is easy once you see it.'])}"
+    question = (
+        "Explain to {} what {} is in Python.",
+        "{} asks what {} means in Python.",
+        "Help {} understand {} in Python.",
+    )[wording].format(who, term)
+    end = rng.choice(["Try it yourself!", "You will use it often.", "It is easy once you see it."])
+    answer = f"{who}, {term} {says}. Here is an example: `{example.format(*fills)}`. {end}"
     return Exchange(("explain", term, who, wording), question, answer, (says,))
 
 

@@ -5,7 +5,16 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from speculators.data.tiny import arithmetic, coding, lists, manners, practical, reading, stories, town
+from speculators.data.tiny import (
+    arithmetic,
+    coding,
+    lists,
+    manners,
+    practical,
+    reading,
+    stories,
+    town,
+)
 from speculators.data.tiny.exchange import Exchange, FollowUp, Task, draw
 from speculators.data.tiny.words import PEOPLE
 from speculators.data.types import Conversation, Turn
@@ -42,9 +51,18 @@ def _manner(rng: random.Random) -> Manner:
     return rng.choice(
         [
             *(Manner(system) for system in _PLAIN_SYSTEM),
-            Manner(f"The user is called {name}. Use the name in your answer.", before=f"Gladly, {name}! "),
-            Manner("Be polite and end every answer with a good wish.", after=" I wish you a lovely day!"),
-            Manner(f"You are {name}, a cheerful robot. Sign your answers.", after=f"\nYours, {name} the robot"),
+            Manner(
+                f"The user is called {name}. Use the name in your answer.",
+                before=f"Gladly, {name}! ",
+            ),
+            Manner(
+                "Be polite and end every answer with a good wish.",
+                after=" I wish you a lovely day!",
+            ),
+            Manner(
+                f"You are {name}, a cheerful robot. Sign your answers.",
+                after=f"\nYours, {name} the robot",
+            ),
         ]
     )
 

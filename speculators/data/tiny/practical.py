@@ -8,14 +8,49 @@ from speculators.data.tiny.exchange import Exchange, FollowUp
 from speculators.data.tiny.words import ANIMALS, PEOPLE, PLACES, THINGS, WEATHER, a, capital, join
 
 DISHES = {
-    "vegetable soup": (("carrot", 2), ("onion", 1), ("potato", 3), "Boil everything in salted water for twenty minutes"),
-    "apple pie": (("apple", 3), ("egg", 1), ("spoon of sugar", 2), "Fill the dough and bake it until it is golden"),
-    "pancakes": (("egg", 2), ("cup of flour", 1), ("cup of milk", 1), "Fry thin rounds in a hot pan"),
+    "vegetable soup": (
+        ("carrot", 2),
+        ("onion", 1),
+        ("potato", 3),
+        "Boil everything in salted water for twenty minutes",
+    ),
+    "apple pie": (
+        ("apple", 3),
+        ("egg", 1),
+        ("spoon of sugar", 2),
+        "Fill the dough and bake it until it is golden",
+    ),
+    "pancakes": (
+        ("egg", 2),
+        ("cup of flour", 1),
+        ("cup of milk", 1),
+        "Fry thin rounds in a hot pan",
+    ),
     "fish stew": (("fish", 1), ("tomato", 2), ("onion", 1), "Let it simmer slowly with some herbs"),
-    "fruit salad": (("banana", 1), ("orange", 2), ("pear", 1), "Cut the fruit and mix it with lemon juice"),
-    "oat cookies": (("cup of oats", 1), ("spoon of honey", 3), ("egg", 1), "Form small balls and bake them for ten minutes"),
-    "hot cocoa": (("cup of milk", 1), ("spoon of cocoa", 2), ("spoon of sugar", 1), "Warm the milk and stir until it is smooth"),
-    "mushroom rice": (("cup of rice", 1), ("mushroom", 4), ("onion", 1), "Cook the rice and add the fried mushrooms"),
+    "fruit salad": (
+        ("banana", 1),
+        ("orange", 2),
+        ("pear", 1),
+        "Cut the fruit and mix it with lemon juice",
+    ),
+    "oat cookies": (
+        ("cup of oats", 1),
+        ("spoon of honey", 3),
+        ("egg", 1),
+        "Form small balls and bake them for ten minutes",
+    ),
+    "hot cocoa": (
+        ("cup of milk", 1),
+        ("spoon of cocoa", 2),
+        ("spoon of sugar", 1),
+        "Warm the milk and stir until it is smooth",
+    ),
+    "mushroom rice": (
+        ("cup of rice", 1),
+        ("mushroom", 4),
+        ("onion", 1),
+        "Cook the rice and add the fried mushrooms",
+    ),
 }
 
 
@@ -32,16 +67,37 @@ def recipe(rng: random.Random) -> Exchange:
     dish, people = rng.choice(list(DISHES)), rng.randint(1, 6)
     *parts, method = DISHES[dish]
     who = "one person" if people == 1 else f"{people} people"
-    question = rng.choice(["How do I make {} for {}?", "I want to cook {} for {}. What do I need?", "Give me a recipe: {} for {}."])
+    question = rng.choice(
+        [
+            "How do I make {} for {}?",
+            "I want to cook {} for {}. What do I need?",
+            "Give me a recipe: {} for {}.",
+        ]
+    )
     amounts = [_plural(noun, count * people) for noun, count in parts]
     steps = [
         f"You need {join(amounts)}.",
-        rng.choice(["Wash your hands and clear the table.", "Prepare everything first.", "Take a large bowl and a sharp knife."]),
+        rng.choice(
+            [
+                "Wash your hands and clear the table.",
+                "Prepare everything first.",
+                "Take a large bowl and a sharp knife.",
+            ]
+        ),
         f"{method}.",
-        rng.choice(["Taste it and add a little salt if you like.", "Serve it warm.", "Let it rest for five minutes.", "Put it on a nice plate."]),
+        rng.choice(
+            [
+                "Taste it and add a little salt if you like.",
+                "Serve it warm.",
+                "Let it rest for five minutes.",
+                "Put it on a nice plate.",
+            ]
+        ),
     ]
     answer = "\n".join(f"{i}. {step}" for i, step in enumerate(steps, 1))
-    return Exchange(("recipe", dish, people), question.format(dish, who), answer, (amounts[0], amounts[2]))
+    return Exchange(
+        ("recipe", dish, people), question.format(dish, who), answer, (amounts[0], amounts[2])
+    )
 
 
 PLANTS = {
@@ -67,24 +123,55 @@ def planting(rng: random.Random) -> Exchange:
     when, deep, water = PLANTS[plant]
     first, second = SITES[site]
     wording = rng.randrange(3)
-    question = ("How do I grow {} in a {}?", "I would like to have {} in my {}. What should I do?", "Explain how to plant {} in a {}.")[wording].format(plant, site)
-    answer = f"1. {first}.\n2. Plant the {plant} {when}, {deep}.\n3. Water them {water}, and {second}.\n4. {rng.choice(['Be patient.', 'Watch out for snails.', 'Turn them to the light.', 'Add some compost in summer.'])}"
-    follow = FollowUp("How often should I water them?", f"Water the {plant} {water}. Less is better than too much.", (water,))
+    question = (
+        "How do I grow {} in a {}?",
+        "I would like to have {} in my {}. What should I do?",
+        "Explain how to plant {} in a {}.",
+    )[wording].format(plant, site)
+    last = rng.choice(
+        [
+            "Be patient.",
+            "Watch out for snails.",
+            "Turn them to the light.",
+            "Add some compost in summer.",
+        ]
+    )
+    answer = (
+        f"1. {first}.\n2. Plant the {plant} {when}, {deep}.\n3. Water them {water}, and {second}.\n"
+        f"4. {last}"
+    )
+    follow = FollowUp(
+        "How often should I water them?",
+        f"Water the {plant} {water}. Less is better than too much.",
+        (water,),
+    )
     return Exchange(("plant", plant, site, wording), question, answer, (deep, first), follow)
 
 
 def mending(rng: random.Random) -> Exchange:
     """Ask what to do with a broken thing."""
     thing, who = rng.choice(THINGS), rng.choice(PEOPLE)
-    tool, helper = rng.choice(["a clean cloth", "some glue", "a small hammer", "strong tape"]), rng.choice(PEOPLE).name
+    tool, helper = (
+        rng.choice(["a clean cloth", "some glue", "a small hammer", "strong tape"]),
+        rng.choice(PEOPLE).name,
+    )
     question = f"The {thing.name} of {who.name} {thing.fault}. What should {who.she} do?"
-    answer = f"If the {thing.name} {thing.fault}, {who.name} should first look at it closely. Then {who.she} can try {tool}, or ask {helper} for help. Afterwards {who.she} can {thing.use} again."
-    return Exchange(("mend", thing.name, who.name), question, answer, (f"{who.she} can {thing.use} again",))
+    answer = (
+        f"If the {thing.name} {thing.fault}, {who.name} should first look at it closely. Then "
+        f"{who.she} can try {tool}, or ask {helper} for help. Afterwards {who.she} can {thing.use} "
+        "again."
+    )
+    return Exchange(
+        ("mend", thing.name, who.name), question, answer, (f"{who.she} can {thing.use} again",)
+    )
 
 
 SCALES = {
     "bigger": ("size", "The {0} is about as long as {1}, while the {2} is only as long as {3}."),
-    "heavier": ("weight", "You could lift the {2} more easily than the {0}, which is as long as {1}."),
+    "heavier": (
+        "weight",
+        "You could lift the {2} more easily than the {0}, which is as long as {1}.",
+    ),
     "faster": ("speed", "In a race the {0} from {4} would leave the {2} behind."),
 }
 
@@ -97,8 +184,15 @@ def compare_animals(rng: random.Random) -> Exchange:
     while getattr(one, scale) == getattr(two, scale):
         one, two = rng.sample(ANIMALS, 2)
     more, less = sorted((one, two), key=lambda animal: -getattr(animal, scale))
-    question = rng.choice([f"Which is {word}, {a(one.name)} or {a(two.name)}?", f"Is {a(one.name)} {word} than {a(two.name)}?"])
-    answer = f"{capital(a(more.name))} is {word} than {a(less.name)}. " + reason.format(more.name, more.length, less.name, less.length, more.home)
+    question = rng.choice(
+        [
+            f"Which is {word}, {a(one.name)} or {a(two.name)}?",
+            f"Is {a(one.name)} {word} than {a(two.name)}?",
+        ]
+    )
+    answer = f"{capital(a(more.name))} is {word} than {a(less.name)}. " + reason.format(
+        more.name, more.length, less.name, less.length, more.home
+    )
     pair = sorted((one.name, two.name))
     return Exchange(("compare", word, *pair), question, answer, (f"{a(more.name)} is {word} than",))
 
@@ -107,10 +201,19 @@ def animal_fact(rng: random.Random) -> Exchange:
     """Ask what an animal eats, where it lives, or what sound it makes."""
     one = rng.choice(ANIMALS)
     who = rng.choice(PEOPLE).name
-    kind, words = rng.choice([("eat", f"eats {one.food}"), ("live", f"lives in {one.home}"), ("sound", one.sound)])
-    question = {"eat": f"What does {a(one.name)} eat?", "live": f"Where does {a(one.name)} live?", "sound": f"What sound does {a(one.name)} make?"}[kind]
+    kind, words = rng.choice(
+        [("eat", f"eats {one.food}"), ("live", f"lives in {one.home}"), ("sound", one.sound)]
+    )
+    question = {
+        "eat": f"What does {a(one.name)} eat?",
+        "live": f"Where does {a(one.name)} live?",
+        "sound": f"What sound does {a(one.name)} make?",
+    }[kind]
     others = [w for w in (f"eats {one.food}", f"lives in {one.home}", one.sound) if w != words]
-    answer = f"{capital(a(one.name))} {words}. It also {rng.choice(others)}, and it is as long as {one.length}."
+    answer = (
+        f"{capital(a(one.name))} {words}. It also {rng.choice(others)}, and it is as long as "
+        f"{one.length}."
+    )
     if one.sound == "makes no sound":
         answer = f"{capital(a(one.name))} {words}. It is as long as {one.length}."
     return Exchange(("animal", one.name, kind, who), f"{who} asks: {question}", answer, (words,))
@@ -124,11 +227,22 @@ def prices(rng: random.Random) -> Exchange:
     cheap = p < q
     best = one if cheap == (word == "cheaper") else two
     other, low, high = (two if best is one else one), min(p, q), max(p, q)
-    question = f"{capital(a(one.name))} costs {p} coins and {a(two.name)} costs {q} coins. Which is {word}?"
+    question = (
+        f"{capital(a(one.name))} costs {p} coins and {a(two.name)} costs {q} coins. Which is "
+        f"{word}?"
+    )
     first, second = (low, high) if word == "cheaper" else (high, low)
     rest = f"{high - low} coins {'less' if word == 'cheaper' else 'more'}"
-    answer = f"The {best.name} is {word}. It costs {first} coins, and the {other.name} costs {second} coins. That is {rest}."
-    return Exchange(("prices", one.name, two.name, p, q, word), question, answer, (f"the {best.name} is {word}", rest))
+    answer = (
+        f"The {best.name} is {word}. It costs {first} coins, and the {other.name} costs {second} "
+        f"coins. That is {rest}."
+    )
+    return Exchange(
+        ("prices", one.name, two.name, p, q, word),
+        question,
+        answer,
+        (f"the {best.name} is {word}", rest),
+    )
 
 
 GEAR = {
@@ -146,14 +260,29 @@ def packing_list(rng: random.Random) -> Exchange:
     place, weather, who = rng.choice(PLACES), rng.choice(WEATHER), rng.choice(PEOPLE)
     question = rng.choice(
         [
-            f"{who.name} goes to the {place.name}, and it is {weather}. What should {who.she} take?",
+            (
+                f"{who.name} goes to the {place.name}, and it is {weather}. What should {who.she} "
+                "take?"
+            ),
             f"What should {who.name} bring to the {place.name} on a {weather} day?",
         ]
     )
     gear, reason = GEAR[weather]
     thing = rng.choice(THINGS)
-    answer = f"On a {weather} day {who.name} should take {gear}, because {reason}. At the {place.name} {who.she} can {place.job}, so {a(thing.name)} {rng.choice(['might help', 'would be good'])} too."
+    answer = (
+        f"On a {weather} day {who.name} should take {gear}, because {reason}. At the {place.name} "
+        f"{who.she} can {place.job}, so {a(thing.name)} "
+        f"{rng.choice(['might help', 'would be good'])} too."
+    )
     return Exchange(("gear", place.name, weather, who.name), question, answer, (gear,))
 
 
-TASKS = ((recipe, 2.5), (planting, 2.0), (mending, 1.0), (compare_animals, 2.5), (animal_fact, 1.0), (prices, 2.0), (packing_list, 1.5))
+TASKS = (
+    (recipe, 2.5),
+    (planting, 2.0),
+    (mending, 1.0),
+    (compare_animals, 2.5),
+    (animal_fact, 1.0),
+    (prices, 2.0),
+    (packing_list, 1.5),
+)

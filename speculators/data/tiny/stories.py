@@ -5,13 +5,53 @@ from __future__ import annotations
 import random
 
 from speculators.data.tiny.exchange import Exchange, FollowUp
-from speculators.data.tiny.words import ANIMALS, PEOPLE, PLACES, SEASONS, THINGS, Person, Place, Thing, a, capital
+from speculators.data.tiny.words import (
+    ANIMALS,
+    PEOPLE,
+    PLACES,
+    SEASONS,
+    THINGS,
+    Person,
+    Place,
+    Thing,
+    a,
+    capital,
+)
 
-TIMES = ("One cold morning", "One quiet evening", "On a bright Sunday", "Late one night", "After lunch", "Early one day", "During a storm")
+TIMES = (
+    "One cold morning",
+    "One quiet evening",
+    "On a bright Sunday",
+    "Late one night",
+    "After lunch",
+    "Early one day",
+    "During a storm",
+)
 MOODS = ("happy", "tired", "curious", "brave", "worried", "hungry", "cheerful")
-WALKS = ("walked to", "ran down to", "went alone to", "rode a bicycle to", "followed a cat to", "hurried to")
-SURPRISES = ("could hardly believe it", "smiled at once", "looked around", "laughed out loud", "held very still", "knelt down")
-REPAIRS = ("some rope and glue", "an old tool box", "a bit of wire", "warm hands and patience", "a clever trick", "a drop of oil")
+WALKS = (
+    "walked to",
+    "ran down to",
+    "went alone to",
+    "rode a bicycle to",
+    "followed a cat to",
+    "hurried to",
+)
+SURPRISES = (
+    "could hardly believe it",
+    "smiled at once",
+    "looked around",
+    "laughed out loud",
+    "held very still",
+    "knelt down",
+)
+REPAIRS = (
+    "some rope and glue",
+    "an old tool box",
+    "a bit of wire",
+    "warm hands and patience",
+    "a clever trick",
+    "a drop of oil",
+)
 ENDINGS = (
     "That night {she} slept very well.",
     "From then on the two were best friends.",
@@ -20,10 +60,18 @@ ENDINGS = (
     "They shared a warm pie on the way home.",
     "The next day {she} came back with more friends.",
 )
-MORALS = ("help is better than gold", "small hands can do big things", "it is good to ask", "patience wins in the end", "a friend is never far")
+MORALS = (
+    "help is better than gold",
+    "small hands can do big things",
+    "it is good to ask",
+    "patience wins in the end",
+    "a friend is never far",
+)
 
 
-def _middle(rng: random.Random, hero: Person, friend: Person, thing: Thing, place: Place) -> list[str]:
+def _middle(
+    rng: random.Random, hero: Person, friend: Person, thing: Thing, place: Place
+) -> list[str]:
     she = hero.she
     find = rng.choice(
         [
@@ -63,7 +111,10 @@ def story_text(rng: random.Random, hero: Person, friend: Person, thing: Thing, p
         [
             f"{rng.choice(TIMES)}, {hero.name} {rng.choice(WALKS)} the {place.name}.",
             f"{hero.name} was {mood}, so {hero.she} {rng.choice(WALKS)} the {place.name}.",
-            f"Once {hero.name} had to {place.job}, so {hero.she} {rng.choice(WALKS)} the {place.name}.",
+            (
+                f"Once {hero.name} had to {place.job}, so {hero.she} {rng.choice(WALKS)} the "
+                f"{place.name}."
+            ),
         ]
     )
     lines = [opening]
@@ -83,9 +134,15 @@ def story(rng: random.Random) -> Exchange:
     question = rng.choice(
         [
             f"Tell me a short story about {hero.name} and {a(thing.name)} at the {place.name}.",
-            f"Write a little story. It should have {hero.name}, the {place.name} and {a(thing.name)} in it.",
+            (
+                f"Write a little story. It should have {hero.name}, the {place.name} and "
+                f"{a(thing.name)} in it."
+            ),
             f"Can you tell me how {hero.name} found {a(thing.name)} at the {place.name}?",
-            f"I would like a story about {a(thing.name)}. The hero is {hero.name}, and it happens at the {place.name}.",
+            (
+                f"I would like a story about {a(thing.name)}. The hero is {hero.name}, and it "
+                f"happens at the {place.name}."
+            ),
         ]
     )
     answer = story_text(rng, hero, friend, thing, place)
@@ -98,7 +155,10 @@ def story(rng: random.Random) -> Exchange:
             ),
             FollowUp(
                 f"What was wrong with the {thing.name}?",
-                f"The {thing.name} {thing.fault}. {hero.name} could not use it until it was mended.",
+                (
+                    f"The {thing.name} {thing.fault}. {hero.name} could not use it until it was "
+                    "mended."
+                ),
                 (thing.fault,),
             ),
         ]
@@ -117,8 +177,14 @@ def animal_story(rng: random.Random) -> Exchange:
             f"What happens when {a(one.name)} visits {a(two.name)}? Tell me a story.",
         ]
     )
-    opening = f"{capital(a(one.name))} who lived in {one.home} {rng.choice(['met', 'visited', 'wanted to find'])} {a(two.name)}."
-    wish = f"The {one.name} was {rng.choice(MOODS)} and {rng.choice(['had only', 'asked for', 'dreamed of'])} {one.food}."
+    opening = (
+        f"{capital(a(one.name))} who lived in {one.home} "
+        f"{rng.choice(['met', 'visited', 'wanted to find'])} {a(two.name)}."
+    )
+    wish = (
+        f"The {one.name} was {rng.choice(MOODS)} and "
+        f"{rng.choice(['had only', 'asked for', 'dreamed of'])} {one.food}."
+    )
     reply = rng.choice(
         [
             f'"I eat only {two.food}," said the {two.name}, "but come to {two.home}."',
@@ -129,10 +195,18 @@ def animal_story(rng: random.Random) -> Exchange:
     end = rng.choice(
         [
             f"So they ate together, and the {one.name} learned that {rng.choice(MORALS)}.",
-            f"The {one.name} stayed until {rng.choice(SEASONS)}, and both learned that {rng.choice(MORALS)}.",
+            (
+                f"The {one.name} stayed until {rng.choice(SEASONS)}, and both learned that "
+                f"{rng.choice(MORALS)}."
+            ),
         ]
     )
-    return Exchange(("fable", one.name, two.name), question, " ".join([opening, wish, reply, end]), (one.name, two.name))
+    return Exchange(
+        ("fable", one.name, two.name),
+        question,
+        " ".join([opening, wish, reply, end]),
+        (one.name, two.name),
+    )
 
 
 RHYMES = (
@@ -151,13 +225,29 @@ ADVERBS = ("softly", "slowly", "gladly", "proudly", "often", "gently")
 def poem(rng: random.Random) -> Exchange:
     """Ask for four lines in two rhyming pairs."""
     thing, place, season = rng.choice(THINGS), rng.choice(PLACES), rng.choice(SEASONS)
-    question = rng.choice(["Write a short poem about {} at the {}.", "Please write four lines about {} and the {}.", "I need a rhyme about {} near the {}."])
+    question = rng.choice(
+        [
+            "Write a short poem about {} at the {}.",
+            "Please write four lines about {} and the {}.",
+            "I need a rhyme about {} near the {}.",
+        ]
+    )
     pairs = rng.sample(RHYMES, 2)
     lines = []
     for pair, template in zip(pairs, rng.sample(LINES, 2), strict=True):
-        words = {"thing": thing.name, "place": place.name, "season": season, "adverb": rng.choice(ADVERBS)}
+        words = {
+            "thing": thing.name,
+            "place": place.name,
+            "season": season,
+            "adverb": rng.choice(ADVERBS),
+        }
         lines += [line.format(*pair, **words) for line in template]
-    return Exchange(("poem", thing.name, place.name), question.format(a(thing.name), place.name), "\n".join(lines), (thing.name,))
+    return Exchange(
+        ("poem", thing.name, place.name),
+        question.format(a(thing.name), place.name),
+        "\n".join(lines),
+        (thing.name,),
+    )
 
 
 SEASON_SIGNS = {
@@ -187,12 +277,20 @@ def description(rng: random.Random) -> Exchange:
     body = [
         f"In {season} {first}, and {second}.",
         f"At the {place.name} you see {place.sight}, and you hear {place.noise}.",
-        rng.choice([f"It is a good time to {place.job}.", f"Most people come to {place.job}.", f"Take {a(rng.choice(THINGS).name)} with you."]),
+        rng.choice(
+            [
+                f"It is a good time to {place.job}.",
+                f"Most people come to {place.job}.",
+                f"Take {a(rng.choice(THINGS).name)} with you.",
+            ]
+        ),
     ]
     if rng.random() < 0.5:
         body[0], body[1] = body[1], body[0]
     who = name if wording == 2 else ""
-    return Exchange(("describe", place.name, season, wording, who), question, " ".join(body), (place.sight,))
+    return Exchange(
+        ("describe", place.name, season, wording, who), question, " ".join(body), (place.sight,)
+    )
 
 
 TASKS = ((story, 8.0), (animal_story, 3.0), (poem, 2.5), (description, 2.5))

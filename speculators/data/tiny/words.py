@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -16,8 +17,40 @@ class Person:
 
 
 PEOPLE = tuple(
-    [Person(n, "she", "her", "her") for n in "Mia Nora Ella Ruby Ada Ivy Clara Rosa Tess Hana Lucy Maya".split()]
-    + [Person(n, "he", "him", "his") for n in "Tom Ben Leo Sam Max Finn Hugo Otto Noah Jack Omar Theo".split()]
+    [
+        Person(n, "she", "her", "her")
+        for n in [
+            "Mia",
+            "Nora",
+            "Ella",
+            "Ruby",
+            "Ada",
+            "Ivy",
+            "Clara",
+            "Rosa",
+            "Tess",
+            "Hana",
+            "Lucy",
+            "Maya",
+        ]
+    ]
+    + [
+        Person(n, "he", "him", "his")
+        for n in [
+            "Tom",
+            "Ben",
+            "Leo",
+            "Sam",
+            "Max",
+            "Finn",
+            "Hugo",
+            "Otto",
+            "Noah",
+            "Jack",
+            "Omar",
+            "Theo",
+        ]
+    ]
 )
 
 
@@ -67,17 +100,51 @@ class Place:
 
 
 PLACES = (
-    Place("mill", "under the big wheel", "white flour on every shelf", "the slow wheel", "grind the corn"),
+    Place(
+        "mill",
+        "under the big wheel",
+        "white flour on every shelf",
+        "the slow wheel",
+        "grind the corn",
+    ),
     Place("harbor", "beside an old boat", "red boats in a row", "the gulls", "mend the nets"),
-    Place("forest", "between two roots", "tall pines and soft moss", "the wind in the trees", "gather wood"),
-    Place("market", "behind a fruit stall", "bright fruit in baskets", "many voices", "carry the baskets"),
-    Place("garden", "below the rose bush", "roses and long beans", "the busy bees", "water the beans"),
+    Place(
+        "forest",
+        "between two roots",
+        "tall pines and soft moss",
+        "the wind in the trees",
+        "gather wood",
+    ),
+    Place(
+        "market",
+        "behind a fruit stall",
+        "bright fruit in baskets",
+        "many voices",
+        "carry the baskets",
+    ),
+    Place(
+        "garden", "below the rose bush", "roses and long beans", "the busy bees", "water the beans"
+    ),
     Place("beach", "in the wet sand", "flat sand and gray stones", "the waves", "look for shells"),
-    Place("library", "on the lowest shelf", "books up to the roof", "turning pages", "put the books away"),
-    Place("bridge", "near the stone arch", "a wide green river", "the water below", "paint the rail"),
+    Place(
+        "library",
+        "on the lowest shelf",
+        "books up to the roof",
+        "turning pages",
+        "put the books away",
+    ),
+    Place(
+        "bridge", "near the stone arch", "a wide green river", "the water below", "paint the rail"
+    ),
     Place("barn", "inside the dry hay", "golden hay and old tools", "the hens", "feed the hens"),
     Place("tower", "at the foot of the stairs", "a great brass bell", "the bell", "wind the clock"),
-    Place("bakery", "next to the warm oven", "round loaves in the window", "the hot oven", "knead the dough"),
+    Place(
+        "bakery",
+        "next to the warm oven",
+        "round loaves in the window",
+        "the hot oven",
+        "knead the dough",
+    ),
     Place("island", "by the cold fire", "bare rocks and seals", "the seals", "build a hut"),
     Place("station", "under a wooden seat", "a long black train", "the whistle", "load the trunks"),
     Place("meadow", "among the daisies", "tall grass and poppies", "the crickets", "cut the grass"),
@@ -102,9 +169,9 @@ THINGS = (
     Thing("kite", "yellow", "had lost its string", "fly above the hill", 8),
     Thing("map", "faded", "was ripped in two", "find the old path", 5),
     Thing("clock", "tiny", "had stopped ticking", "wake up early", 34),
-    Thing("ladder", "wooden", "missed three steps", "reach the roof", 27),
+    Thing("ladder", "wooden", "had lost three steps", "reach the roof", 27),
     Thing("umbrella", "striped", "would not open", "walk in the rain", 14),
-    Thing("violin", "dark brown", "missed a string", "play a slow song", 48),
+    Thing("violin", "dark brown", "had no strings", "play a slow song", 48),
     Thing("lantern", "silver", "would not burn", "see the way at night", 18),
     Thing("wagon", "red", "had a broken wheel", "carry the pumpkins", 39),
     Thing("key", "rusty", "was bent", "open the cellar", 3),
@@ -149,6 +216,6 @@ def capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def join(items: list[str] | tuple[str, ...]) -> str:
+def join(items: Sequence[str]) -> str:
     """Return "x, y and z"."""
     return ", ".join(items[:-1]) + " and " + items[-1] if len(items) > 1 else items[0]

@@ -74,10 +74,11 @@ class VllmClient:
         key = os.environ.get("VLLM_API_KEY")
         self.tag = f"{REQUEST_PREFIX}{uuid.uuid4().hex[:8]}"
         self._numbers = itertools.count()
-        self._timeout = aiohttp.ClientTimeout(total=timeout_seconds, connect=30)
+        self._timeout = aiohttp.ClientTimeout(total=timeout_seconds, sock_connect=30)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_SECONDS),
             headers={"Authorization": f"Bearer {key}"} if key else None,
+            skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent"),
             timeout=self._timeout,
         )
 

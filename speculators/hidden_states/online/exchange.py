@@ -12,7 +12,8 @@ from torch import Tensor
 from speculators.hidden_states.online.breaker import Endpoint
 from speculators.hidden_states.online.checks import StatesCheck
 from speculators.hidden_states.online.client import VllmClient
-from speculators.hidden_states.online.files import MAP_BYTES, HeldFile, wait_for_file
+from speculators.hidden_states.online.files import HeldFile, wait_for_file
+from speculators.hidden_states.online.reading import MAP_BYTES
 from speculators.hidden_states.online.transfer import TransferFolder
 
 
@@ -59,7 +60,7 @@ class Exchange:
         path = self.folder.locate(completion.path)
         held = await wait_for_file(path, self.file_timeout_seconds)
         try:
-            if held.size() < MAP_BYTES:
+            if held.size < MAP_BYTES:
                 states = self._read(held, input_ids)
             else:
                 loop = asyncio.get_running_loop()

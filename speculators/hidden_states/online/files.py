@@ -4,83 +4,59 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import fcntl
-import json
-import mmap
 import os
-import stat
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
-from speculators.errors import HiddenStateError
-from speculators.hidden_states.online.failures import (
-    BadStatesError,
-    NoFileError,
-    StuckLockError,
+from speculators.hidden_states.online.failures import NoFileError, StuckLockError
+from speculators.hidden_states.online.reading import (
+    OPEN_FLAGS,
+    is_complete,
+    open_regular,
+    read_tensors,
 )
 from speculators.hidden_states.online.transfer import SUFFIX
 
-MAP_BYTES = 2**20
-"""Larger files are mapped, not copied: a third of the time of a plain read. Smaller ones are
-read, which costs less than a mapping."""
-
-_MAX_HEADER_BYTES = 2**20
 _FIRST_POLL_SECONDS, _LAST_POLL_SECONDS = 0.001, 0.05
-_DTYPES = {
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "F32": torch.float32,
-    "I64": torch.int64,
-}
-_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class HeldFile:
-    """A complete file, under a shared lock where the server uses locks.
+    """A complete file, open, under a shared lock where the server uses locks.
 
     Args:
         path: the file.
-        lock: open descriptor of its lock, or None.
+        file: its open descriptor.
+        lock: that of its lock, or None.
+
+    Attributes:
+        size: its length in bytes.
     """
 
-    def __init__(self, path: Path, lock: int | None) -> None:
-        self.path = path
-        self._lock = lock
-
-    def size(self) -> int:
-        """Return its length in bytes."""
-        return self.path.stat().st_size
+    def __init__(self, path: str, file: int, lock: int | None) -> None:
+        self.size = os.fstat(file).st_size
+        self._path, self._file, self._lock = path, file, lock
 
     def load(self) -> dict[str, Tensor]:
-        """Return the tensors; of a large file, pages are read when they are touched.
+        """Return its tensors.
 
         Raises:
             BadStatesError: not a complete safetensors file.
-            HiddenStateError: it may not be read.
         """
-        with _opened(self.path) as descriptor:
-            size = os.fstat(descriptor).st_size
-            header, start = _read_header(descriptor, size)
-            view = _content(descriptor, size)
-        return {name: _tensor(name, entry, view, start, size) for name, entry in header.items()}
+        return read_tensors(self._file, self.size)
 
     def remove(self) -> None:
-        """Remove file and lock, and let go of the lock; twice does no harm."""
-        for path in (str(self.path), f"{self.path}.lock"):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+        """Remove file and lock and close them; to be called once."""
+        _remove(self._path)
+        os.close(self._file)
         if self._lock is not None:
+            _remove(f"{self._path}.lock")
             os.close(self._lock)
-            self._lock = None
 
 
-async def wait_for_file(path: Path, timeout_seconds: float) -> HeldFile:
+async def wait_for_file(path: str, timeout_seconds: float) -> HeldFile:
     """Wait until the server finished writing, and keep the lock.
 
     Without a lock file, a file is finished when its length is what its header says.
@@ -104,113 +80,48 @@ async def wait_for_file(path: Path, timeout_seconds: float) -> HeldFile:
         pause = min(2 * pause, _LAST_POLL_SECONDS)
 
 
-def _try_file(path: Path) -> tuple[HeldFile | None, bool]:
+def _try_file(path: str) -> tuple[HeldFile | None, bool]:
     """Return the file if it is finished, and whether its lock is held by the server."""
     try:
-        lock = os.open(f"{path}.lock", _OPEN)
+        lock = open_regular(f"{path}.lock")
     except FileNotFoundError:
-        return (HeldFile(path, None) if is_complete(path) else None), False
-    except PermissionError as error:
-        raise _forbidden(f"{path}.lock") from error
+        return _without_lock(path), False
     try:
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return HeldFile(path, open_regular(path), lock), False
     except BlockingIOError:
         os.close(lock)
         return None, True
-    if not path.exists():
-        HeldFile(path, lock).remove()
-        raise NoFileError("the server let go of the lock without writing the file")
-    return HeldFile(path, lock), False
+    except FileNotFoundError:
+        _remove(f"{path}.lock")
+        os.close(lock)
+        raise NoFileError("the server let go of the lock without writing the file") from None
+    except BaseException:
+        os.close(lock)
+        raise
 
 
-def _what_is_there(path: Path) -> str:
-    if not path.parent.is_dir():
-        return f"{path.parent} does not exist here"
-    return f"neither {path.name} nor its lock appeared in {path.parent}"
-
-
-def is_complete(path: Path) -> bool:
-    """Return whether a file exists and is as long as its header says."""
+def _without_lock(path: str) -> HeldFile | None:
     try:
-        with _opened(path) as descriptor:
-            size = os.fstat(descriptor).st_size
-            header, start = _read_header(descriptor, size)
-            return all(start + entry["data_offsets"][1] <= size for entry in header.values())
-    except (FileNotFoundError, BadStatesError, KeyError, TypeError, IndexError):
-        return False
+        file = open_regular(path)
+    except FileNotFoundError:
+        return None
+    if is_complete(file):
+        return HeldFile(path, file, None)
+    os.close(file)
+    return None
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    try:
-        descriptor = os.open(path, _OPEN)
-    except PermissionError as error:
-        raise _forbidden(str(path)) from error
-    except OSError as error:
-        if error.errno != errno.ELOOP:
-            raise
-        raise HiddenStateError(f"{path}: is a symbolic link; it was not followed") from error
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise HiddenStateError(f"{path}: not a regular file; it was not read")
-        yield descriptor
-    finally:
-        os.close(descriptor)
+def _remove(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
 
 
-def _forbidden(path: str) -> HiddenStateError:
-    try:
-        owner = f"user {os.stat(path).st_uid}"
-    except OSError:
-        owner = "another user"
-    return HiddenStateError(
-        f"{path}: permission denied: it belongs to {owner} and this process runs as user "
-        f"{os.getuid()}; vLLM writes files only its own user can read, so run server and trainer "
-        "as the same user"
-    )
-
-
-def _read_header(descriptor: int, size: int) -> tuple[dict[str, dict[str, Any]], int]:
-    """Return the entries of a safetensors header and where the data begins."""
-    length = int.from_bytes(os.pread(descriptor, 8, 0), "little")
-    if size < 8 or not 0 < length <= min(size - 8, _MAX_HEADER_BYTES):
-        raise BadStatesError(f"file of {size} bytes is cut off or no safetensors file")
-    try:
-        header = json.loads(os.pread(descriptor, length, 8))
-        header.pop("__metadata__", None)
-    except (ValueError, AttributeError):
-        raise BadStatesError("file has no readable safetensors header") from None
-    return header, 8 + length
-
-
-def _content(descriptor: int, size: int) -> mmap.mmap | bytearray:
-    """Return the whole file: a private mapping of a large one, a copy of a small one."""
-    if size >= MAP_BYTES:
-        return mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY)
-    buffer = bytearray(size)
-    read = os.preadv(descriptor, [buffer], 0)
-    if read != size:
-        raise BadStatesError(f"file ended after {read} of {size} bytes")
-    return buffer
-
-
-def _tensor(name: str, entry: Any, view: mmap.mmap | bytearray, start: int, size: int) -> Tensor:
-    try:
-        dtype, shape = _DTYPES[entry["dtype"]], [int(n) for n in entry["shape"]]
-        first, last = (int(n) for n in entry["data_offsets"])
-        count = 1
-        for extent in shape:
-            count *= extent
-        fits = last - first == count * dtype.itemsize and first >= 0 and min(shape, default=0) >= 0
-    except (KeyError, TypeError, ValueError):
-        raise BadStatesError(f"tensor {name!r} has an unreadable header entry") from None
-    if not fits:
-        raise BadStatesError(f"tensor {name!r}: its size contradicts its shape {shape}")
-    if start + last > size:
-        raise BadStatesError(f"file is cut off: {size} bytes instead of {start + last}")
-    if count == 0:
-        return torch.empty(shape, dtype=dtype)
-    return torch.frombuffer(view, dtype=dtype, count=count, offset=start + first).view(shape)
+def _what_is_there(path: str) -> str:
+    folder, name = os.path.split(path)
+    if not os.path.isdir(folder):
+        return f"{folder} does not exist here"
+    return f"neither {name} nor its lock appeared in {folder}"
 
 
 def reap(folder: Path, prefix: str, older_than_seconds: float) -> int:
@@ -252,7 +163,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 def _unlocked(lock_path: Path) -> bool:
     try:
-        lock = os.open(lock_path, _OPEN)
+        lock = os.open(lock_path, OPEN_FLAGS)
     except FileNotFoundError:
         return True
     try:

@@ -206,7 +206,7 @@ class OnlineSource:
                 return _Answer(states, stored=True)
         if not self._generates:
             return _Answer()
-        connection = await self._connected()
+        connection = self._connection or await self._connected()
         try:
             received = await connection.fetch(order, sample)
         except LeftOutError as failure:

@@ -86,28 +86,36 @@ class TransferFolder:
         self.folders: Sequence[Path] = (
             default_folders() if configured is None else (choose_folder(configured, 0),)
         )
+        self._resolved: dict[str, str] = {}
         self._map = {str(Path(k)): v for k, v in (path_map or {}).items()}
 
-    def locate(self, server_path: str) -> Path:
-        """Return where a file the server named is found here.
+    def locate(self, server_path: str) -> str:
+        """Return where a file the server named is found here, free of symbolic links.
+
+        The folder part is resolved once: who could replace it later can write as this user.
 
         Raises:
             HiddenStateError: outside the folder, or the folder is not visible here.
         """
-        mapped = self._mapped(server_path)
-        if "\0" in mapped or not os.path.isabs(mapped) or not mapped.endswith(SUFFIX):
+        mapped = self._mapped(server_path) if self._map else server_path
+        parent, name = os.path.split(mapped)
+        if "\0" in mapped or not parent.startswith("/") or not name.endswith(SUFFIX):
             raise HiddenStateError(
                 f"the server named {server_path[:200]!r} as its file of hidden states: not an "
                 f"absolute *{SUFFIX} path; it was not touched"
             )
-        parent, name = os.path.split(mapped)
-        parent = os.path.realpath(parent)
-        for folder in self.folders:
-            if _inside(parent, os.path.realpath(folder)):
-                if not os.path.isdir(parent):
-                    raise HiddenStateError(self._invisible(server_path, parent))
-                return Path(parent, name)
-        raise HiddenStateError(self._outside(server_path, os.path.join(parent, name)))
+        resolved = self._resolved.get(parent)
+        if resolved is None:
+            resolved = self._resolved[parent] = self._resolve(server_path, parent)
+        return f"{resolved}/{name}"
+
+    def _resolve(self, server_path: str, parent: str) -> str:
+        found = os.path.realpath(parent)
+        if not any(_inside(found, os.path.realpath(folder)) for folder in self.folders):
+            raise HiddenStateError(self._outside(server_path, found))
+        if not os.path.isdir(found):
+            raise HiddenStateError(self._invisible(server_path, found))
+        return found
 
     def describe_space(self) -> str:
         """Return how much is free where files are handed over."""

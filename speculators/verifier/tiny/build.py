@@ -34,6 +34,7 @@ def write_weights(model: TinyQwen3, path: Path) -> None:
     """Write the weights rounded to bfloat16; there is no head, it is the embedding."""
     tensors = {n: p.detach().to(torch.bfloat16).contiguous() for n, p in model.named_parameters()}
     save_file(tensors, str(path), metadata={"format": "pt"})
+    path.chmod(0o644)
 
 
 def build(output: Path, settings: Settings) -> str:
@@ -50,7 +51,7 @@ def build(output: Path, settings: Settings) -> str:
     conversations = tiny_conversations(_TOKENIZER_CONVERSATIONS, settings.seed)
     texts = (turn.content for conversation in conversations for turn in conversation.turns)
     tokenizer = train_tokenizer(texts, settings.num_tokens)
-    pad, end = tokenizer.token_to_id(PAD), tokenizer.token_to_id(TURN_END)
+    pad, end = (tokenizer.get_vocab()[token] for token in (PAD, TURN_END))
     model = train(settings, tokenizer)
     write_tokenizer(tokenizer, output, settings.max_positions)
     _write_json(settings.model_config(pad, end), output / "config.json")

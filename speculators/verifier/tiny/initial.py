@@ -44,10 +44,9 @@ def initialize(model: TinyQwen3, generator: torch.Generator) -> None:
         model.model.embed_tokens.weight[:, 0] = _EMBEDDING_STD * _CONSTANT
         read = _orthonormal(settings.head_dim, settings.hidden_size, generator)
         write = _orthonormal(settings.head_dim, settings.hidden_size, generator)
-        attention = [layer.self_attn for layer in model.model.layers]
-        _lay_predecessor_head(attention[0], settings, read, write)
+        _lay_predecessor_head(model.attention(0), settings, read, write)
         for layer in _LOOKUP_LAYERS:
-            _lay_lookup_heads(attention[layer], settings, read, write, generator)
+            _lay_lookup_heads(model.attention(layer), settings, read, write, generator)
 
 
 def _orthonormal(

@@ -60,8 +60,10 @@ def attend(
     key: Float[Tensor, "batch head sequence dim"],
     value: Float[Tensor, "batch head sequence dim"],
 ) -> Float[Tensor, "batch head sequence dim"]:
-    """Attend causally, as plain products: on one core several times faster than the fused kernel,
-    whose backward pass is slow for short sequences.
+    """Attend causally.
+
+    Plain products are several times faster on one core than the fused kernel, whose backward
+    pass is slow for short sequences.
     """
     length = query.shape[2]
     future = torch.full((length, length), -torch.inf, dtype=query.dtype).triu(1)
@@ -131,12 +133,20 @@ class TinyQwen3(nn.Module):
         exponents = torch.arange(half, dtype=torch.float64) / half
         self.frequencies = settings.rope_theta**-exponents
 
+    def attention(self, layer: int) -> Attention:
+        """Return the attention of a layer."""
+        found = self.model.layers[layer].self_attn
+        assert isinstance(found, Attention)
+        return found
+
     def forward(
         self, input_ids: Int[Tensor, "batch sequence"]
     ) -> Float[Tensor, "batch sequence hidden"]:
         """Return the states after the final norm; logits are these times the embedding."""
         weight = self.model.embed_tokens.weight
-        angles = torch.outer(torch.arange(input_ids.shape[1], dtype=torch.float64), self.frequencies)
+        angles = torch.outer(
+            torch.arange(input_ids.shape[1], dtype=torch.float64), self.frequencies
+        )
         rotary = (angles.cos().to(weight.dtype), angles.sin().to(weight.dtype))
         stream = self.model.embed_tokens(input_ids)
         for layer in self.model.layers:

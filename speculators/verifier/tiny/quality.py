@@ -1,17 +1,27 @@
-"""How good the tiny verifier's greedy answers are: `python -m speculators.verifier.tiny.quality`."""
+"""How good the tiny verifier's greedy answers to held-out prompts are.
+
+`python -m speculators.verifier.tiny.quality` prints examples and shares.
+"""
 
 from __future__ import annotations
 
 import argparse
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from speculators.data.tiny import TinyPrompt, tiny_prompts
+from speculators.data.types import Turn
 from speculators.verifier.tiny import folder
 
 
@@ -20,7 +30,7 @@ class Answer:
     """A greedy answer to one user turn of a held-out prompt.
 
     Attributes:
-        task: name of the task of the first turn, or "follow-up".
+        task: name of the task of the first turn, or "later turn".
         question: the user turn.
         text: what the model wrote.
         token_ids: its tokens, end of turn included.
@@ -65,37 +75,54 @@ def answer_all(
     return answers
 
 
-def _answer_batch(prompts, tokenizer, model, max_new_tokens) -> list[Answer]:  # noqa: ANN001
-    end = tokenizer.eos_token_id
-    histories = {
-        p.prompt_id: [{"role": t.role, "content": t.content} for t in p.turns if t.role == "system"]
-        for p in prompts
-    }
+def _answer_batch(
+    prompts: Sequence[TinyPrompt],
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    max_new_tokens: int,
+) -> list[Answer]:
+    histories = [_messages(t for t in p.turns if t.role == "system") for p in prompts]
+    questions = [_messages(t for t in p.turns if t.role == "user") for p in prompts]
     answers = []
-    for index in range(max(len(p.checks) for p in prompts)):
-        going = [p for p in prompts if index < len(p.checks)]
-        for p in going:
-            question = [t for t in p.turns if t.role == "user"][index].content
-            histories[p.prompt_id].append({"role": "user", "content": question})
-        inputs = tokenizer.apply_chat_template(
-            [histories[p.prompt_id] for p in going],
-            add_generation_prompt=True,
-            padding=True,
-            return_tensors="pt",
-            return_dict=True,
-        )
-        with torch.inference_mode():
-            out = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-        for p, row in zip(going, out[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
-            ended = end in row
-            ids = row[: row.index(end) + 1] if ended else row
-            text = tokenizer.decode(ids, skip_special_tokens=True)
-            histories[p.prompt_id].append({"role": "assistant", "content": text})
-            question = histories[p.prompt_id][-2]["content"]
-            right = p.is_right(index, text) if p.checks[index] else None
-            task = p.task if index == 0 else "later turn"
-            answers.append(Answer(task, question, text, tuple(ids), ended, right))
+    for index in range(max(map(len, questions))):
+        going = [i for i, asked in enumerate(questions) if index < len(asked)]
+        for i in going:
+            histories[i].append(questions[i][index])
+        rows = _generate([histories[i] for i in going], tokenizer, model, max_new_tokens)
+        for i, ids in zip(going, rows, strict=True):
+            text = str(tokenizer.decode(ids, skip_special_tokens=True))
+            histories[i].append({"role": "assistant", "content": text})
+            answers.append(
+                Answer(
+                    task=prompts[i].task if index == 0 else "later turn",
+                    question=questions[i][index]["content"],
+                    text=text,
+                    token_ids=tuple(ids),
+                    ended=ids[-1] == tokenizer.eos_token_id,
+                    right=prompts[i].is_right(index, text) if prompts[i].checks[index] else None,
+                )
+            )
     return answers
+
+
+def _messages(turns: Iterable[Turn]) -> list[dict[str, str]]:
+    return [{"role": turn.role, "content": turn.content} for turn in turns]
+
+
+def _generate(
+    histories: list[list[dict[str, str]]],
+    tokenizer: PreTrainedTokenizerBase,
+    model: Any,
+    max_new_tokens: int,
+) -> list[list[int]]:
+    inputs: Any = tokenizer.apply_chat_template(
+        histories, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
+    )
+    length, end = inputs["input_ids"].shape[1], tokenizer.eos_token_id
+    with torch.inference_mode():
+        out = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    rows = out[:, length:].tolist()
+    return [row[: row.index(end) + 1] if end in row else row for row in rows]
 
 
 def summary_of(answers: Sequence[Answer]) -> str:
@@ -105,7 +132,7 @@ def summary_of(answers: Sequence[Answer]) -> str:
         by_task[answer.task].append(answer)
     lines = [
         f"answers {len(answers)}",
-        f"distinct 4-grams, mean of answers {_mean([distinct_share(a.token_ids) for a in answers]):.4f}",
+        f"distinct 4-grams {_mean([distinct_share(a.token_ids) for a in answers]):.4f}",
         f"ended by themselves {_mean([a.ended for a in answers]):.4f}",
         f"tokens per answer {_mean([len(a.token_ids) for a in answers]):.1f}",
         f"right {_right(answers)}",

@@ -32,7 +32,9 @@ def encode(turns: tuple[Turn, ...], tokenizer: Tokenizer) -> Row:
         body = tokenizer.encode(f"{turn.content}{TURN_END}", add_special_tokens=False).ids
         tail = tokenizer.encode("\n", add_special_tokens=False).ids
         ids += head + body + tail
-        written += [False] * len(head) + [turn.role == "assistant"] * len(body) + [False] * len(tail)
+        written += (
+            [False] * len(head) + [turn.role == "assistant"] * len(body) + [False] * len(tail)
+        )
     return ids, written
 
 

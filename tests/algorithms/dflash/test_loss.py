@@ -22,7 +22,8 @@ def test_gamma_by_block_size(block_size: int, gamma: float) -> None:
 
 # DFlash specification, section 9
 @pytest.mark.parametrize(
-    ("block_size", "total", "shrink"), [(16, 6.6306, 0.442), (10, 4.6048, 0.512), (8, 3.7352, 0.534)]
+    ("block_size", "total", "shrink"),
+    [(16, 6.6306, 0.442), (10, 4.6048, 0.512), (8, 3.7352, 0.534)],
 )
 def test_exponential_weights(block_size: int, total: float, shrink: float) -> None:
     weights = slot_weights(PositionWeights.exp, block_size, default_gamma(block_size))

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from algorithms.dflash.rows import STEP, make_batch, make_config, make_drafter, make_spec
 from torch import Tensor
 
+from algorithms.dflash.rows import STEP, make_batch, make_config, make_drafter, make_spec
 from speculators.algorithms.base import StepContext
 from speculators.algorithms.dflash.config import (
     AnchorStrategy,
@@ -22,6 +22,7 @@ from speculators.algorithms.dflash.config import (
 )
 from speculators.algorithms.dflash.loss import slot_weights
 from speculators.algorithms.dflash.model import DFlashDrafter
+from speculators.algorithms.dflash.slots import HostRow
 from speculators.config.schema import AttentionBackend
 from speculators.config.schema.speculator import LossWeights
 from speculators.data.types import PackedBatch
@@ -39,8 +40,6 @@ REDUCED = DraftVocabulary(torch.arange(5, 95, 3), 96)
 
 def every_hidden(drafter: DFlashDrafter, batch: PackedBatch, anchors: list[int]) -> Tensor:
     """Return the head's input at slots 1.. of a block after each anchor."""
-    from speculators.algorithms.dflash.slots import HostRow
-
     size = drafter.config.block_size
     layout = drafter._layout(HostRow.of(batch), torch.tensor(anchors))
     keep = torch.arange(len(anchors) * size).view(-1, size)[:, 1:].flatten()
@@ -49,11 +48,8 @@ def every_hidden(drafter: DFlashDrafter, batch: PackedBatch, anchors: list[int])
     return hidden.view(len(anchors), size - 1, -1)
 
 
-@pytest.mark.parametrize("rules", RULES, ids=str)
-def test_equals_the_plain_step(rules: dict[str, Any]) -> None:
+def test_equals_the_plain_step() -> None:
     """Loss and every gradient against the benchmarks' plain version, which shares no code."""
-    if rules:
-        pytest.skip("the plain version has full attention only")
     path = Path(__file__).parents[3] / "benchmarks" / "plain_dflash.py"
     module_spec = importlib.util.spec_from_file_location("plain_dflash", path)
     assert module_spec is not None
@@ -64,8 +60,6 @@ def test_equals_the_plain_step(rules: dict[str, Any]) -> None:
     drafter, teacher = make_drafter(dtype=torch.float64, scale=0.2)
     batch = make_batch(dtype=torch.float64)
     found = drafter.compute_loss(batch, teacher, STEP)
-    from speculators.algorithms.dflash.slots import HostRow
-
     anchors = drafter._choose_anchors(batch, HostRow.of(batch), STEP)
     plain = module.PlainDFlash(
         dict(drafter.named_parameters()), drafter.embed_tokens, drafter.lm_head, num_layers=3,
@@ -179,7 +173,7 @@ def test_noise_is_uniform_and_only_on_what_the_drafter_reads() -> None:
     states = torch.zeros(40, 3, 32)
     noise = drafter._noisy(states, STEP)
     assert noise.abs().max() <= 0.05
-    assert 0.045 < noise.max()
+    assert noise.max() > 0.045
     assert noise.std().item() == pytest.approx(0.1 / 12**0.5, rel=0.05)
     assert not states.any()
 
@@ -223,8 +217,6 @@ def _by_definition(
     drafter: DFlashDrafter, teacher: Any, batch: PackedBatch, loss: dict[str, float], kind: CeLabels
 ) -> tuple[Tensor, int, tuple[int, int]]:
     """Slot by slot: DFlash specification, sections 6 to 9."""
-    from speculators.algorithms.dflash.slots import HostRow
-
     anchors = drafter._choose_anchors(batch, HostRow.of(batch), STEP).tolist()
     hidden = every_hidden(drafter, batch, anchors)
     rows, table = drafter.vocabulary.ids, drafter.vocabulary.draft_ids()
@@ -273,28 +265,34 @@ def test_dpace_weights_follow_the_losses() -> None:
     assert plain.divisor.item() == sum(slots)
 
 
-def test_metrics_are_honest() -> None:
-    """A drafter whose head always prefers the data's token of one kind."""
+def test_metrics_add_up() -> None:
     drafter, teacher = make_drafter(scale=0.2)
-    drafter.eval()
     batch = make_batch()
     out = drafter.compute_loss(batch, teacher, STEP)
-    starts = drafter.start_candidates(batch).nonzero().flatten()
-    drafted = drafter.draft(batch, starts)
-    ids = batch.input_ids.clone()
-    for start, tokens in zip(starts.tolist(), drafted, strict=True):
-        if start == 4:
-            ids[5:9] = tokens  # the first block's tokens become the data
-    from speculators.algorithms.dflash.slots import HostRow
-
-    assert 4 not in drafter._choose_anchors(batch, HostRow.of(batch), STEP).tolist() or True
-    better = drafter.compute_loss(replace(batch, input_ids=ids), teacher, STEP)
-    assert better.counts == out.counts
+    assert out.sums.keys() == out.counts.keys()
     assert all(out.sums[k] <= out.counts[k] for k in out.sums if k.startswith(("acc", "prefix")))
     assert out.sums["coverage"] <= out.counts["coverage"] == batch.loss_mask.sum()
     length = out.sums["block_acceptance_length"] / out.counts["block_acceptance_length"]
     prefixes = sum(out.sums[f"prefix_{k}"] / out.counts[f"prefix_{k}"] for k in range(1, 5))
     assert float(length) == pytest.approx(1 + float(prefixes))
+
+
+def test_accuracy_is_that_of_drafting() -> None:
+    """Make the drafted tokens of one block the data: its slots, and only they, become right."""
+    drafter, teacher = make_drafter(make_config(max_anchors=1), scale=0.2)
+    drafter.eval()
+    batch = make_batch((20,), padding=0)
+    (anchor,) = drafter._choose_anchors(batch, HostRow.of(batch), STEP).tolist()
+    drafted = drafter.draft(batch, torch.tensor([anchor]))[0]
+    for right in (4, 2):
+        ids = batch.input_ids.clone()
+        ids[anchor + 1 : anchor + 1 + right] = drafted[:right]
+        out = drafter.compute_loss(replace(batch, input_ids=ids), teacher, STEP)
+        assert (out.sums["accuracy"], out.counts["accuracy"]) == (right, 4)
+        assert out.sums["block_acceptance_length"] == 1 + right
+        assert [int(out.sums[f"prefix_{k}"]) for k in range(1, 5)] == [1] * right + [0] * (
+            4 - right
+        )
 
 
 def test_walk_anchors_train() -> None:
@@ -355,12 +353,14 @@ def test_saved_tensors(vocabulary: DraftVocabulary | None) -> None:
 
 def test_initial_weights_follow_the_generator() -> None:
     spec, config = make_spec(), make_config()
-    tables = {name: torch.randn(96, 32) for name in ("embed_tokens", "lm_head")}
+    embed, head = torch.randn(96, 32), torch.randn(96, 32)
 
     def build(seed: int) -> DFlashDrafter:
         resolved = DFlashDrafter.resolve(config, spec, [])
         g = torch.Generator().manual_seed(seed)
-        return DFlashDrafter.build(resolved, spec, DraftVocabulary.full(96), generator=g, **tables)
+        return DFlashDrafter.build(
+            resolved, spec, DraftVocabulary.full(96), embed_tokens=embed, lm_head=head, generator=g
+        )
 
     first, again, other = (build(seed).saved_tensors() for seed in (1, 1, 2))
     assert all(torch.equal(first[name], again[name]) for name in first)

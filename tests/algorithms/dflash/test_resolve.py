@@ -3,8 +3,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from algorithms.dflash.rows import make_config, make_spec
 
+from algorithms.dflash.rows import make_config, make_spec
 from speculators.algorithms.dflash.config import DFlashConfig
 from speculators.algorithms.dflash.model import DFlashDrafter
 from speculators.config.schema.speculator import LossWeights
@@ -87,8 +87,7 @@ def test_given_values_stay() -> None:
         ),
         (
             {"num_attention_heads": 3},
-            "speculator.num_key_value_heads=2: must divide the 3 query heads "
-            "(num_attention_heads)",
+            "speculator.num_key_value_heads=2: must divide the 3 query heads (num_attention_heads)",
         ),
         ({"head_dim": 7}, "speculator.head_dim=7: must be even: rotary embedding turns pairs"),
         ({"head_dim": 0}, "speculator.head_dim=0: must be 1 or more"),

@@ -4,8 +4,8 @@ import json
 from typing import Any
 
 import pytest
-from algorithms.dflash.rows import make_config, make_spec
 
+from algorithms.dflash.rows import make_config, make_spec
 from speculators.algorithms.dflash.config import (
     AnchorStrategy,
     CeLabels,
@@ -29,7 +29,8 @@ def test_example_of_the_specification() -> None:
     spec = make_spec(
         name_or_path="Qwen/Qwen3-8B", hidden_size=4096, intermediate_size=12288, num_layers=36,
         vocab_size=151936, num_attention_heads=32, num_key_value_heads=8, head_dim=128,
-        max_position_embeddings=40960, rope_parameters={"rope_theta": 1000000, "rope_type": "default"},
+        max_position_embeddings=40960,
+        rope_parameters={"rope_theta": 1000000, "rope_type": "default"},
     )  # fmt: skip
     config = DFlashConfig(
         num_layers=5, block_size=8, target_layer_ids=[2, 18, 33], mask_token_id=151669,

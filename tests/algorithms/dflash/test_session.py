@@ -4,18 +4,16 @@ from typing import Any
 
 import pytest
 import torch
+
 from algorithms.dflash.rows import make_batch, make_config, make_drafter, make_spec
 from algorithms.dflash.test_model import REDUCED, RULES
-
 from speculators.algorithms.dflash import session as sessions
 from speculators.algorithms.dflash.model import DFlashDrafter
 from speculators.algorithms.dflash.session import DFlashSession
 from speculators.data.types import PackedBatch
 
 
-def proposals(
-    drafter: DFlashDrafter, batch: PackedBatch, steps: list[int]
-) -> dict[int, list[int]]:
+def proposals(drafter: DFlashDrafter, batch: PackedBatch, steps: list[int]) -> dict[int, list[int]]:
     """Draft along the row's only document, given `steps` new tokens at a time."""
     session = drafter.new_session()
     found, at = {}, 0
@@ -36,7 +34,7 @@ def test_session_equals_training_forward(
     monkeypatch.setattr(sessions, "_FIRST_CAPACITY", 2)
     drafter, _ = make_drafter(make_config(draft_vocab_size=30, **rules), vocabulary=REDUCED)
     batch = make_batch((40,), padding=0)
-    for steps in ([7, 1, 2, 5, 1, 1, 3, 8], [1] * 30, [30]):
+    for steps in ([7, 1, 2, 5, 1, 1, 3, 8], [1] * 9, [30]):
         for start, tokens in proposals(drafter, batch, steps).items():
             wanted = drafter.draft(batch, torch.tensor([start]))[0]
             assert tokens == wanted.tolist()
@@ -56,26 +54,24 @@ def test_caches_hold_the_context_and_nothing_of_blocks() -> None:
 
 
 def test_sampling_draws_from_what_it_reports() -> None:
-    drafter, _ = make_drafter(
-        make_config(draft_vocab_size=30), vocabulary=REDUCED, scale=0.1
-    )
+    drafter, _ = make_drafter(make_config(draft_vocab_size=30), vocabulary=REDUCED, scale=0.1)
     batch = make_batch((40,), padding=0)
-    counts = torch.zeros(4, 96)
     g = torch.Generator().manual_seed(0)
-    probabilities = torch.zeros(())
-    for _ in range(1500):
-        session = drafter.new_session()
-        proposal = session.propose(
-            batch.aux[:6], batch.input_ids[1:7], temperature=0.8, generator=g
-        )
-        assert proposal.probabilities is not None
-        probabilities = proposal.probabilities
-        counts[torch.arange(4), proposal.tokens] += 1
-    torch.testing.assert_close(probabilities.sum(-1), torch.ones(4))
+    first = drafter.new_session().propose(
+        batch.aux[:6], batch.input_ids[1:7], temperature=0.8, generator=g
+    )
+    q = first.probabilities
+    assert q is not None
+    torch.testing.assert_close(q.sum(-1), torch.ones(4))
     outside = torch.ones(96, dtype=torch.bool)
     outside[REDUCED.ids] = False
-    assert not probabilities[:, outside].any()
-    assert (counts / 1500 - probabilities).abs().max() < 0.06
+    assert not q[:, outside].any()
+    session = drafter.new_session()
+    assert isinstance(session, DFlashSession)
+    counts = torch.zeros(4, 96)
+    for _ in range(1500):
+        counts[torch.arange(4), session._sample(q[:, REDUCED.ids].log(), g).tokens] += 1
+    assert (counts / 1500 - q).abs().max() < 0.06
 
 
 def test_low_temperature_is_greedy() -> None:

@@ -52,7 +52,7 @@ PERSISTENT = {
     "zeros": (Fault(K.zeros), 3, "1 all-zero rows, the first at token 6, layer 4"),
     "rows": (Fault(K.fewer_rows), 3, "11 x 3 x 32 instead of 12 x 3 x 32"),
     "layers": (Fault(K.wrong_layers), 3, "12 x 2 x 32 instead of 12 x 3 x 32"),
-    "loud": (Fault(K.loud), 3, "norm of layer 1 is"),
+    "loud": (Fault(K.loud), 3, "norm of layer"),
     "stuck": (Fault(K.stuck_lock), 2, "still locked after 0.3 s"),
 }
 
@@ -213,7 +213,7 @@ def test_a_file_of_another_user_stops_with_the_remedy(serve, open_source, monkey
             raise PermissionError(13, "Permission denied", str(path))
         return original(path, flags, *rest, **options)
 
-    monkeypatch.setattr("speculators.hidden_states.online.files.os.open", guarded)
+    monkeypatch.setattr("speculators.hidden_states.online.reading.os.open", guarded)
     with pytest.raises(HiddenStateError, match="run server and trainer as the same user"):
         collect(source, rows(2))
 

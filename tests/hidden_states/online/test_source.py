@@ -54,7 +54,7 @@ def test_large_files_are_mapped_and_stay_valid_after_removal(
     serve, open_source, truth, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("speculators.hidden_states.online.exchange.MAP_BYTES", 64)
-    monkeypatch.setattr("speculators.hidden_states.online.files.MAP_BYTES", 64)
+    monkeypatch.setattr("speculators.hidden_states.online.reading.MAP_BYTES", 64)
     samples = rows(12)
     source = open_source(serve())
     got = collect(source, samples)
@@ -109,8 +109,8 @@ def test_window_is_bounded_in_bytes_but_never_empty(serve, open_source):
 
 
 def test_requests_in_flight_are_bounded(serve, open_source):
-    server = serve(latency_seconds=0.01)
-    collect(open_source(server, fetch={"requests_per_endpoint": 5}), rows(40))
+    server = serve(latency_seconds=0.05)
+    collect(open_source(server, fetch={"requests_per_endpoint": 5}), rows(30))
     assert server.most_running == 5
 
 

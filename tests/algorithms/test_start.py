@@ -1,0 +1,68 @@
+"""`speculator.init=verifier`: what is copied, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from speculators.algorithms.dflash.network import DFlashNetwork
+from speculators.algorithms.dflash.start import copy_layers
+from speculators.attention.layout import MaskRule
+from speculators.errors import ConfigError
+from speculators.modules.decoder import LayerSizes
+
+SIZES = LayerSizes(16, 24, 4, 2, 8, 1e-6)
+
+
+def network() -> DFlashNetwork:
+    torch.manual_seed(0)
+    made = DFlashNetwork(
+        SIZES, 3, [MaskRule(), MaskRule()], {"rope_type": "default", "rope_theta": 1e4}
+    )
+    made.initialize(torch.Generator().manual_seed(0))
+    return made
+
+
+def layer(made: DFlashNetwork, seed: int) -> dict[str, torch.Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    target = made.layers[0]
+    return {n: torch.randn(p.shape, generator=draw) for n, p in target.named_parameters()}
+
+
+def test_layers_norm_and_deepest_stream_are_copied() -> None:
+    made = network()
+    layers = [layer(made, 1), layer(made, 2)]
+    norm = torch.rand(16)
+    before = made.fc.weight.detach().clone()
+    copy_layers(made, layers, norm)
+    for target, source in zip(made.layers, layers, strict=True):
+        for name, parameter in target.named_parameters():
+            assert torch.equal(parameter, source[name])
+    assert torch.equal(made.norm.weight, norm)
+    mean = (layers[0]["input_layernorm.weight"] + layers[1]["input_layernorm.weight"]) / 2
+    torch.testing.assert_close(made.hidden_norm.weight, mean)
+    change = made.fc.weight - before
+    assert torch.equal(change[:, :32], torch.zeros(16, 32))
+    torch.testing.assert_close(change[:, 32:], torch.eye(16))
+
+
+def test_a_verifier_without_query_norms_gets_a_gain_for_its_head_size() -> None:
+    made = network()
+    layers = [
+        {n: t for n, t in layer(made, seed).items() if "q_norm" not in n and "k_norm" not in n}
+        for seed in (1, 2)
+    ]
+    copy_layers(made, layers, torch.ones(16))
+    assert torch.equal(made.layers[0].self_attn.q_norm.weight, torch.full((8,), 2.0))
+
+
+def test_other_shapes_are_refused() -> None:
+    made = network()
+    wrong = layer(made, 1)
+    wrong["mlp.up_proj.weight"] = torch.zeros(20, 16)
+    with pytest.raises(ConfigError) as caught:
+        copy_layers(made, [layer(made, 2), wrong], torch.ones(16))
+    assert str(caught.value) == (
+        "speculator.init=verifier: layers.1.mlp.up_proj.weight needs [24, 16], "
+        "the verifier's layer has [20, 16]; use speculator.init=random"
+    )
