@@ -34,18 +34,21 @@ class LiveBytes(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Run the operation and book what it returns."""
+        for value in tree_leaves((args, kwargs)):
+            if isinstance(value, torch.Tensor):
+                self._book(value.untyped_storage(), made_here=False)
         out = func(*args, **(kwargs or {}))
         for value in tree_leaves(out):
             if isinstance(value, torch.Tensor):
-                self._book(value.untyped_storage())
+                self._book(value.untyped_storage(), made_here=True)
         return out
 
-    def _book(self, storage: torch.UntypedStorage) -> None:
+    def _book(self, storage: torch.UntypedStorage, *, made_here: bool) -> None:
         key = storage._cdata
         if key in self._known:
             return
         self._known.add(key)
-        size = storage.nbytes()
+        size = storage.nbytes() if made_here else 0
         self.now += size
         self.peak = max(self.peak, self.now)
         self.largest = max(self.largest, size)

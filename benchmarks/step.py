@@ -19,6 +19,7 @@ import torch
 from live_bytes import LiveBytes
 from plain_dflash import PlainDFlash
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from speculators.algorithms.base import StepContext
 from speculators.algorithms.dflash.anchors import anchor_candidates, random_anchors
@@ -29,6 +30,7 @@ from speculators.config.schema.speculator import LossWeights
 from speculators.data.types import PackedBatch
 from speculators.data.vocabulary import DraftVocabulary
 from speculators.modules import gemm
+from speculators.modules.chunked_head import chunked_head_loss
 from speculators.verifier.head import VerifierHead
 from speculators.verifier.spec import VerifierSpec
 
@@ -139,6 +141,35 @@ def peak_bytes(steps: dict[str, Callable[[], Tensor]], drafter: DFlashDrafter) -
     return peaks
 
 
+def head_peak_bytes(drafter: DFlashDrafter) -> dict[str, int]:
+    """Return the peak of what head and loss alone make, forward and backward, at all slots."""
+    g = torch.Generator().manual_seed(1)
+    slots = ANCHORS * (BLOCK - 1)
+    labels = torch.randint(0, VOCAB, (slots,), generator=g)
+    head = drafter.lm_head
+
+    def full(x: Tensor) -> Tensor:
+        return torch.nn.functional.cross_entropy(x @ head.T, labels, reduction="none")
+
+    def chunks(x: Tensor) -> Tensor:
+        def part(x: Tensor, y: Tensor) -> Tensor:
+            return torch.nn.functional.cross_entropy(x @ head.T, y, reduction="none")
+
+        pairs = zip(x.split(128), labels.split(128), strict=True)
+        return torch.cat([checkpoint(part, a, b, use_reentrant=False) for a, b in pairs])
+
+    def ours(x: Tensor) -> Tensor:
+        return chunked_head_loss(x, head, {"ce": 1.0}, labels=labels).loss
+
+    peaks = {}
+    for name, loss in {"ours": ours, "full logits": full, "checkpointed chunks": chunks}.items():
+        hidden = torch.randn(slots, HIDDEN, generator=g).requires_grad_()
+        with LiveBytes() as live:
+            loss(hidden).sum().backward()
+        peaks[name] = live.peak
+    return peaks
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -153,20 +184,31 @@ def main() -> None:
     agreed = agreement(steps, drafter)
     seconds = fastest(steps, drafter, options.rounds)
     without = _without_onednn(steps, drafter, options.rounds)
-    peaks = peak_bytes(steps, drafter)
+    peaks, heads = peak_bytes(steps, drafter), head_peak_bytes(drafter)
     rows = [
-        {"version": name, "seconds": seconds[name], "peak_bytes": peaks[name], **agreed[name]}
+        {
+            "version": name,
+            "seconds": seconds[name],
+            "peak_bytes": peaks[name],
+            "head_peak_bytes": heads[name],
+            **agreed[name],
+        }
         for name in steps
     ]
     rows[0]["seconds_with_mkl_products"] = without
-    print(f"{'':22}{'ms':>8}{'of full':>9}{'of chunks':>11}{'peak MiB':>10}{'loss':>14}")
+    print(
+        f"{'':22}{'ms':>8}{'of full':>9}{'of chunks':>11}{'peak MiB':>10}{'head MiB':>10}"
+        f"{'loss':>13}{'gradients':>11}"
+    )
     for entry in rows:
         ratios = [entry["seconds"] / seconds[n] for n in ("full logits", "checkpointed chunks")]
         print(
             f"{entry['version']:22}{1e3 * entry['seconds']:8.0f}{ratios[0]:9.2f}{ratios[1]:11.2f}"
-            f"{entry['peak_bytes'] / 2**20:10.0f}{entry['loss']:14.4f}"
+            f"{entry['peak_bytes'] / 2**20:10.0f}{entry['head_peak_bytes'] / 2**20:10.1f}"
+            f"{entry['loss']:13.4f}{entry['gradient_deviation']:11.1e}"
         )
-    print(f"ours with MKL's products{1e3 * without:6.0f}{without / seconds['full logits']:9.2f}")
+    ratios = [without / seconds[name] for name in ("full logits", "checkpointed chunks")]
+    print(f"{'ours, MKL products':22}{1e3 * without:8.0f}{ratios[0]:9.2f}{ratios[1]:11.2f}")
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2) + "\n")
 

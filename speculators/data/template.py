@@ -327,8 +327,13 @@ class VerifierTokenizer:
         named = (getattr(self._tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad"))
         return frozenset(i for i in named if i is not None) | self.end_of_turn_ids
 
-    @cached_property
+    @property
     def end_of_turn_ids(self) -> frozenset[int]:
+        """Ids that end an answer, the verifier's own and the template's."""
+        return self._end_of_turn_ids
+
+    @cached_property
+    def _end_of_turn_ids(self) -> frozenset[int]:
         """Ids that end an assistant turn.
 
         The verifier's own list, the tokenizer's end token, and the special token that the

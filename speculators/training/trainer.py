@@ -18,7 +18,7 @@ from rich.console import Console
 
 from speculators.algorithms.base import Drafter
 from speculators.config.schema import Config
-from speculators.errors import CheckpointError
+from speculators.errors import CheckpointError, HiddenStateOutageError
 from speculators.training.checkpoint import CheckpointFolder
 from speculators.training.ema import WeightAverage
 from speculators.training.guard import note_bad_step, stop_if_lost
@@ -113,6 +113,7 @@ class Trainer:
         Raises:
             CheckpointError: the run's checkpoints belong to other settings, or cannot be written.
             InterruptError: a signal came; everything is saved.
+            HiddenStateOutageError: no more hidden states could be had; everything is saved.
             SpeculatorsError: too many steps in a row were not finite.
         """
         self._restore()
@@ -128,8 +129,11 @@ class Trainer:
         self._drafter.train()
         journal = Journal(self._run_dir, state, self._total_steps, self._tracker, self._console)
         with journal, StopRequest() as stop:
-            while state.position.step < self._total_steps:
-                self._train_epoch(journal, stop)
+            try:
+                while state.position.step < self._total_steps:
+                    self._train_epoch(journal, stop)
+            except HiddenStateOutageError as error:
+                raise HiddenStateOutageError(f"{error}. {self._save_last(journal)}") from error
         return self._result()
 
     def _restore(self) -> None:
@@ -275,9 +279,17 @@ class Trainer:
         step = self._state.position.step
         if stop.signal is None or step >= self._total_steps:
             return
+        self._save_last(journal)
+        raise InterruptError(stop.signal, step, f"checkpoints/{self._state.saved[-1]}")
+
+    def _save_last(self, journal: Journal) -> str:
+        """Save the last whole step unless it is saved already; say where it is."""
+        step = self._state.position.step
+        if step == 0:
+            return "No step was made"
         if self._saved_step != step:
             self._save(journal, None)
-        raise InterruptError(stop.signal, step, f"checkpoints/{self._state.saved[-1]}")
+        return f"Saved checkpoints/{self._state.saved[-1]} after step {step}"
 
     def _result(self) -> TrainResult:
         state, root = self._state, self._checkpoints.root

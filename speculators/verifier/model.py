@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,6 +60,7 @@ class VerifierModel:
         self.spec = spec
         self._model = model.eval().requires_grad_(False)
         self._decoder = Decoder(spec, model)
+        self._lock = threading.RLock()
         weight = next(model.parameters())
         self.device: torch.device = weight.device
         self.dtype: torch.dtype = weight.dtype
@@ -136,7 +138,7 @@ class VerifierModel:
     ) -> list[HiddenStates]:
         tokens = pad_right([row.to(self.device, torch.int64) for row in rows])
         last_id = self.spec.num_layers
-        with _isolated(self.device), self._decoder.streams([*layer_ids, last_id]) as streams:
+        with self._alone(), self._decoder.streams([*layer_ids, last_id]) as streams:
             self._decoder.module(input_ids=tokens, use_cache=False)
             last = streams[last_id]
             aux = stack_streams(streams, layer_ids, like=last)
@@ -177,7 +179,7 @@ class VerifierModel:
             num_logits: logits of that many last tokens only; None gives them for all.
         """
         tokens = input_ids.to(self.device)[None]
-        with _isolated(self.device), self._decoder.streams(layer_ids) as streams:
+        with self._alone(), self._decoder.streams(layer_ids) as streams:
             logits = self._logits(tokens, num_logits or 0, cache)[0]
             like = logits.new_empty(1, len(input_ids), self.spec.hidden_size, dtype=self.dtype)
             return Step(logits.float(), stack_streams(streams, layer_ids, like=like)[0])
@@ -230,8 +232,18 @@ class VerifierModel:
             cache: grows by them; None for sequences that begin here and do not go on.
             inputs: attention_mask and position_ids, as `transformers` defines them.
         """
-        with _isolated(self.device):
+        with self._alone():
             return self._logits(tokens, 1, cache, **inputs)[:, -1]
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Switch gradients and autocast off, and keep other threads out.
+
+        Hooks stand on modules, not on passes: they would take another thread's streams for their
+        own. Not inference mode: training reads these tensors.
+        """
+        with self._lock, torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            yield
 
     def _logits(
         self, tokens: Tensor, keep: int, cache: DynamicCache | None, **inputs: Any
@@ -243,10 +255,3 @@ class VerifierModel:
             input_ids=tokens, past_key_values=cache, use_cache=cache is not None, **inputs
         ).logits
         return logits[:, -keep:] if keep else logits
-
-
-@contextmanager
-def _isolated(device: torch.device) -> Iterator[None]:
-    """Switch gradients and autocast off. Not inference mode: training reads these tensors."""
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        yield
