@@ -179,9 +179,7 @@ class Drafter(nn.Module, ABC, Generic[ConfigT]):
         """Mark the positions whose token can be the newest one when drafting starts."""
 
     @abstractmethod
-    def draft(
-        self, batch: PackedBatch, starts: Int[Tensor, "start"]
-    ) -> Int[Tensor, "start draft"]:
+    def draft(self, batch: PackedBatch, starts: Int[Tensor, "start"]) -> Int[Tensor, "start draft"]:
         """Draft greedily after each of `starts` (ascending), all at once, without gradients.
 
         Equal to what a `DraftSession` proposes when the token at `starts[i]` is the newest one.

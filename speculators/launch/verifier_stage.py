@@ -58,9 +58,13 @@ class Verifier:
         return self._model
 
     def tables(self) -> VerifierTables:
-        """Return embedding, head and final norm, read once, straight from the files."""
+        """Return embedding, head and final norm, read once, straight from the files.
+
+        On a CPU they are fp32, the format of its arithmetic, so that no step converts them.
+        """
         if self._tables is None:
-            self._tables = read_tables(self.spec)
+            dtype = torch.float32 if self.device.type == "cpu" else None
+            self._tables = read_tables(self.spec, dtype)
         return self._tables
 
     def head(self) -> VerifierHead:

@@ -44,6 +44,7 @@ class TrainerState:
         best_step: step it was reached at.
         best_checkpoint: folder name of the checkpoint saved there.
         best_metric: what "best" means.
+        validation_due: the last step's validation was begun and not finished.
         bad_steps: steps skipped for NaN or infinity.
         bad_steps_in_a_row: how many of them were the last ones.
         first_bad_tensor: what was not finite in the first of them.
@@ -65,6 +66,7 @@ class TrainerState:
     best_step: int | None = None
     best_checkpoint: str | None = None
     best_metric: str = ""
+    validation_due: bool = False
     bad_steps: int = 0
     bad_steps_in_a_row: int = 0
     first_bad_tensor: str | None = None

@@ -130,6 +130,8 @@ class Trainer:
         journal = Journal(self._run_dir, state, self._total_steps, self._tracker, self._console)
         with journal, StopRequest() as stop:
             try:
+                if state.validation_due:
+                    self._validate_and_save(journal, epoch_ends=self._epoch_ends())
                 while state.position.step < self._total_steps:
                     self._train_epoch(journal, stop)
             except HiddenStateOutageError as error:
@@ -182,7 +184,7 @@ class Trainer:
                 seconds = time.perf_counter() - start
                 self._state.step_seconds += seconds
                 self._log(report, journal, seconds, rows.seconds - waited)
-                self._validate_and_save(journal, epoch_ends=position.row >= rows.num_rows)
+                self._validate_and_save(journal, epoch_ends=self._epoch_ends())
                 self._stop_if_asked(journal, stop)
                 waited, start = rows.seconds, time.perf_counter()
 
@@ -239,14 +241,19 @@ class Trainer:
         if due or improved:
             self._save(journal, state.position.epoch if epoch_ends or done else None)
 
+    def _epoch_ends(self) -> bool:
+        position = self._state.position
+        return position.row >= self._loader.rows_in_epoch(position.epoch)
+
     def _validate_now(self, journal: Journal) -> bool:
         """Validate; return whether this is the best so far."""
         if self._validate is None:
             return False
-        start = time.perf_counter()
+        start, self._state.validation_due = time.perf_counter(), True
         values = validate_undisturbed(
             self._validate, self._drafter, self._weights.average, self._stepper.autocast()
         )
+        self._state.validation_due = False
         journal.metrics("validation", self._state, values)
         journal.timing("validation", self._state, {"seconds": time.perf_counter() - start})
         return note_validation(self._state, values, self._settings.best_metric)

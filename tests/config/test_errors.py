@@ -106,7 +106,7 @@ def test_everything_wrong_is_reported_at_once() -> None:
     assert found == [
         "foo: not an override: write key=value",
         "verifier=qwen3_8: no such choice: did you mean qwen3_8b? verifier offers "
-        "hf, llama3_1_8b, qwen3_0_6b, qwen3_4b, qwen3_8b, tiny",
+        "checkpoint, hf, llama3_1_8b, qwen3_0_6b, qwen3_4b, qwen3_8b, tiny",
         "speculator.num_layers=two: must be a whole number",
         "training.max_stps=3: no such key: did you mean training.max_steps?",
         f"speculator.block_size=1: {BLOCK}",

@@ -91,34 +91,39 @@ def test_online_offline_and_embedded_losses_are_equal(
 
 
 def test_faults_leave_the_losses_unchanged(
-    server: FakeVLLM, shared: Path, undisturbed: list[dict[str, Any]]
+    server: FakeVLLM,
+    shared: Path,
+    undisturbed: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     kinds = (FaultKind.status, FaultKind.reset, FaultKind.nan, FaultKind.missing_file)
     for i, kind in enumerate((*kinds, FaultKind.truncated_json, FaultKind.foreign_file)):
         server.faults.add(Fault(kind), count=2, when=lambda call, i=i: call.number % 7 == i + 1)
     # The handshake comes first and is not forgiving: let it pass.
-    passed = threading.Event()
     take = server.faults.take
-    server.faults.take = lambda call: take(call) if call.number > 5 else None  # type: ignore[method-assign]
+    monkeypatch.setattr(
+        server.faults, "take", lambda call: take(call) if call.number >= 5 else None
+    )
     assert run(shared, "disturbed", *online(server)) == undisturbed
-    assert not passed.is_set()
 
 
+@pytest.mark.parametrize("last_call", [14, 17])
 def test_an_outage_saves_a_checkpoint_and_the_same_command_goes_on(
-    server: FakeVLLM, shared: Path, undisturbed: list[dict[str, Any]]
+    last_call: int, server: FakeVLLM, shared: Path, undisturbed: list[dict[str, Any]]
 ) -> None:
-    # The server dies for good after some samples; the trainer is in the middle of a step.
+    # The server dies after some samples: in the middle of a step, or of a validation.
     def kill_at(call: Any) -> bool:
-        if call.number == 14:
+        if call.number == last_call:
             threading.Thread(target=server.stop).start()
         return False
 
+    folder = f"outage_{last_call}"
     server.faults.add(Fault(FaultKind.status), count=None, when=kill_at)
     patience = "hidden_states.fetch.outage_timeout_seconds=0.5"
     with pytest.raises(HiddenStateOutageError, match=r"Saved checkpoints/\S+ after step \d"):
-        run(shared, "outage", *online(server), patience)
-    before = measured(shared / "outage")
+        run(shared, folder, *online(server), patience)
+    before = measured(shared / folder)
     assert 0 < len(before) < len(undisturbed)
     server.faults.clear()
     server.start()
-    assert run(shared, "outage", *online(server), patience) == undisturbed
+    assert run(shared, folder, *online(server), patience) == undisturbed

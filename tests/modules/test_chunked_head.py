@@ -5,6 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from modules.test_divergences import plain_terms
 from speculators.modules import chunked_head, partition
@@ -33,6 +35,12 @@ def _chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(chunked_head._CHUNK_BYTES, "cpu", size)
     monkeypatch.setitem(partition._TILE_BYTES, "cpu", size)
     monkeypatch.setitem(partition._TILE_ROWS, "cpu", 32 if size == 0 else 512)
+
+
+@pytest.fixture
+def _small_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(chunked_head._CHUNK_BYTES, "cpu", 0)
+    monkeypatch.setitem(partition._TILE_BYTES, "cpu", 0)
 
 
 def problem(
@@ -138,6 +146,36 @@ def test_without_gradients_none_are_made(monkeypatch: pytest.MonkeyPatch) -> Non
         found = chunked_head_loss(hidden, head, {"ce": 1.0}, labels=labels, teacher=teacher)
     assert not found.loss.requires_grad
     assert all(shape[1] == HIDDEN for shape in products)  # no product back to `hidden`
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the largest number of elements any operation returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore
+        out = func(*args, **(kwargs or {}))
+        sizes = [t.numel() for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
+        self.elements = max(self.elements, *sizes, 0)
+        return out
+
+
+@pytest.mark.usefixtures("_small_budgets")
+@pytest.mark.parametrize("weights", COMBINATIONS, ids=lambda w: "+".join(w))
+def test_logits_of_all_slots_never_exist(weights: dict[str, float]) -> None:
+    """However many slots: no tensor is larger than one tile, or one chunk, of logits."""
+    _, head, _, _, teacher = problem(torch.float32)
+    for slots in (512, 2048):
+        hidden = torch.randn(slots, HIDDEN, requires_grad=True)
+        index = torch.arange(slots) * len(teacher.states) // slots
+        labels = torch.randint(0, VOCAB, (slots,))
+        with LargestTensor() as mode:
+            part = replace(teacher, index=index)
+            found = chunked_head_loss(hidden, head, weights, labels=labels, teacher=part)
+            found.loss.sum().backward()
+        assert mode.elements <= 512 * 256 < slots * VOCAB // 4
 
 
 def test_no_slots_still_have_a_gradient() -> None:
