@@ -118,7 +118,7 @@ class Trainer:
         """
         self._restore()
         state = self._state
-        if state.position.step >= self._total_steps:
+        if state.position.step >= self._total_steps and not state.validation_due:
             self._say(
                 f"{self._run_dir}: training is complete ({state.position.step} steps); nothing to "
                 "do. More steps: raise training.max_steps or training.epochs; a new run: choose "
@@ -238,7 +238,11 @@ class Trainer:
         improved = self._validate_now(journal) if due or done else False
         every = settings.checkpoint_every_steps
         due = epoch_ends or done or (every is not None and step % every == 0)
-        if due or improved:
+        if self._saved_step == step:  # by an outage, before this validation
+            if improved:
+                state.best_checkpoint = state.saved[-1]
+                self._checkpoints.point_to_best(state)
+        elif due or improved:
             self._save(journal, state.position.epoch if epoch_ends or done else None)
 
     def _epoch_ends(self) -> bool:

@@ -70,7 +70,7 @@ def test_without_arguments_it_is_a_small_run() -> None:
     assert (config.verifier.name, config.data.name) == ("tiny", "tiny")
     assert config.hidden_states.mode is HiddenStatesMode.embedded
     assert dflash(config).num_layers == 2
-    assert config.training.max_steps == 400
+    assert config.training.max_steps == 600
     assert config.speculator.target_layer_ids == config.verifier.target_layer_ids == [1, 3, 5]
 
 
