@@ -53,7 +53,8 @@ def test_a_verifier_without_query_norms_gets_a_gain_for_its_head_size() -> None:
         for seed in (1, 2)
     ]
     copy_layers(made, layers, torch.ones(16))
-    assert torch.equal(made.layers[0].self_attn.q_norm.weight, torch.full((8,), 2.0))
+    gain = dict(made.named_parameters())["layers.0.self_attn.q_norm.weight"]
+    assert torch.equal(gain, torch.full((8,), 2.0))
 
 
 def test_other_shapes_are_refused() -> None:
