@@ -1,11 +1,12 @@
 """How fast hidden states are fetched: against the server's capacity, and against simple clients.
 
-    python benchmarks/fetch.py [--seconds 5] [--json FILE]
+    python benchmarks/fetch.py [--seconds 3] [--rounds 3] [--json FILE]
 
 Three questions, each answered by a ratio of two measurements of one run:
 
 1. A fake vLLM in a process of its own answers 50 ms after a request and works on 64 at a time:
-   1,280 samples a second at most. What share of that does the online source get?
+   nominally 1,280 samples a second, measured by a client that only asks. What share of that does
+   the online source get, files, checks and clean-up included?
 2. How many times faster is it than 12 workers that each send a request, wait, and read the file?
 3. What does taking a file of 256 MiB cost, all checks included, against reading its bytes?
 """
@@ -102,7 +103,7 @@ def fetch(folder: Path, port: int, seconds: float) -> float:
 
     source = OnlineSource(settings, LAYER_IDS, toy.spec.hidden_size, expected)
     try:
-        source.start()
+        source.start(["any"])
         return _rate(source.stream([row] for row in rows()), seconds)
     finally:
         source.close()
@@ -117,6 +118,42 @@ def _rate(stream: Iterator[object], seconds: float) -> float:
             count += 1
         rate = count / (time.perf_counter() - began)
     return rate
+
+
+def saturate(port: int, seconds: float) -> float:
+    """Return answers per second when nothing is done but asking: what the server can give.
+
+    Prompts are sent over bare connections, twice as many as the server works on at a time.
+    """
+    prompt = next(rows()).input_ids.tolist()
+    body = json.dumps({"model": "toy", "prompt": prompt, "max_tokens": 1}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+    request = head.encode() + b"Content-Type: application/json\r\n\r\n" + body
+    count = 0
+
+    async def ask(deadline: float) -> None:
+        nonlocal count
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        while time.perf_counter() < deadline:
+            writer.write(request)
+            answer = await reader.readuntil(b"\r\n\r\n")
+            length = int(answer.split(b"Content-Length: ")[1].split(b"\r\n")[0])
+            await reader.readexactly(length)
+            count += 1
+        writer.close()
+
+    async def everybody() -> float:
+        nonlocal count
+        began = time.perf_counter()
+        asking = asyncio.gather(*(ask(began + 1 + seconds) for _ in range(2 * CAPACITY)))
+        await asyncio.sleep(1)
+        before, began = count, time.perf_counter()
+        await asyncio.sleep(seconds)
+        rate = (count - before) / (time.perf_counter() - began)
+        await asking
+        return rate
+
+    return asyncio.run(everybody())
 
 
 def fetch_blocking(port: int, seconds: float) -> float:
@@ -149,7 +186,7 @@ def fetch_blocking(port: int, seconds: float) -> float:
     return sum(counts) / (time.perf_counter() - began)
 
 
-def read_large(folder: Path) -> dict[str, float]:
+def read_large(folder: Path) -> tuple[float, float]:
     """Return seconds to read 256 MiB plainly, and to take and check the same file."""
     shape = (8192, 4, 4096)
     states = torch.randn(shape, generator=torch.Generator().manual_seed(0)).bfloat16()
@@ -166,10 +203,7 @@ def read_large(folder: Path) -> dict[str, float]:
 
     save_file({"hidden_states": states, "token_ids": tokens}, path)
     try:
-        return {
-            "plain_read_seconds": _median(plain),
-            "checked_read_seconds": _median(take),
-        }
+        return _median(plain), _median(take)
     finally:
         path.unlink()
 
@@ -184,8 +218,8 @@ def _median(action: Callable[[], object], repeats: int = 9) -> float:
     return statistics.median(times[1:])
 
 
-def measure(seconds: float) -> dict[str, float]:
-    """Return every measurement and the three ratios."""
+def measure(seconds: float, rounds: int) -> dict[str, float]:
+    """Return every measurement and the ratios: medians over rounds, each measured side by side."""
     parent = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     folder = Path(tempfile.mkdtemp(prefix="fetch-", dir=parent))
     command = [sys.executable, __file__, "--serve", str(folder)]
@@ -194,28 +228,38 @@ def measure(seconds: float) -> dict[str, float]:
     assert server.stdout is not None
     try:
         port = int(server.stdout.readline())
-        found = {
-            "capacity_per_second": CAPACITY / LATENCY_SECONDS,
-            "fetched_per_second": fetch(folder, port, seconds),
-            "blocking_per_second": fetch_blocking(port, seconds),
-            **read_large(folder),
-        }
+        found = [_round(folder, port, seconds) for _ in range(rounds)]
     finally:
         server.stdin.close()
         server.wait(10)
         server.stdout.close()
         shutil.rmtree(folder, ignore_errors=True)
-    return found | {
-        "share_of_capacity": found["fetched_per_second"] / found["capacity_per_second"],
-        "times_blocking": found["fetched_per_second"] / found["blocking_per_second"],
-        "times_plain_read": found["checked_read_seconds"] / found["plain_read_seconds"],
+    return {name: statistics.median(one[name] for one in found) for name in found[0]}
+
+
+def _round(folder: Path, port: int, seconds: float) -> dict[str, float]:
+    nominal, capacity = CAPACITY / LATENCY_SECONDS, saturate(port, seconds)
+    fetched, blocking = fetch(folder, port, seconds), fetch_blocking(port, seconds)
+    plain, checked = read_large(folder)
+    return {
+        "nominal_capacity_per_second": nominal,
+        "capacity_per_second": capacity,
+        "fetched_per_second": fetched,
+        "blocking_per_second": blocking,
+        "plain_read_seconds": plain,
+        "checked_read_seconds": checked,
+        "share_of_nominal_capacity": fetched / nominal,
+        "share_of_capacity": fetched / capacity,
+        "times_blocking": fetched / blocking,
+        "times_plain_read": checked / plain,
     }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print, and write JSON when asked to."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
@@ -223,9 +267,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.serve is not None:
         serve(arguments.serve)
         return
-    found = measure(arguments.seconds)
+    found = measure(arguments.seconds, arguments.rounds)
     for name, value in found.items():
-        print(f"{name:<24} {value:10.3f}")
+        print(f"{name:<28} {value:10.3f}")
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(found, indent=2) + "\n")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -97,6 +97,9 @@ class EmbeddedSource:
         self._missing = MissingStates(on_missing, "the store" if store is None else str(store.path))
         self._batch_tokens = batch_tokens
         self._memory = StatesMemory(memory_bytes)
+
+    def start(self, sample_ids: Collection[str]) -> None:
+        """Nothing to make sure of: the verifier is here."""
 
     def stream(self, groups: Iterable[Sequence[Tokens]]) -> Iterator[list[HiddenStates | None]]:
         """Yield the states of each group, on the verifier's device.

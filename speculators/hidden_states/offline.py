@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import logging
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from speculators.config.schema.hidden_states import OnMissing
 from speculators.errors import ConfigError
 from speculators.hidden_states.policy import MissingStates, SourceCounts
 from speculators.hidden_states.store import HiddenStateStore
 from speculators.hidden_states.types import HiddenStates, Tokens
+
+_log = logging.getLogger(__name__)
 
 
 class OfflineSource:
@@ -34,6 +37,17 @@ class OfflineSource:
         self.counts = SourceCounts()
         self._store = store
         self._missing = MissingStates(on_missing, str(store.path))
+
+    def start(self, sample_ids: Collection[str]) -> None:
+        """Say how many samples are missing; a short run may never come to them."""
+        wanted = set(sample_ids)
+        missing = wanted.difference(self._store.sample_ids())
+        if missing:
+            _log.warning(
+                "%d of %d samples have no states in %s (hidden_states.on_missing=%s); "
+                "`speculators extract` fills the store",
+                *(len(missing), len(wanted), self._store.path, self._missing.on_missing.value),
+            )
 
     def stream(self, groups: Iterable[Sequence[Tokens]]) -> Iterator[list[HiddenStates | None]]:
         """Yield the states of each group, on the CPU; see `HiddenStateSource.stream`."""

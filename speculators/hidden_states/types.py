@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -45,6 +45,17 @@ class HiddenStateSource(Protocol):
     A source is streamed: it is given the groups of samples in the order in which they will be
     needed and may work ahead; it answers in that same order whatever the order of arrival.
     """
+
+    def start(self, sample_ids: Collection[str]) -> None:
+        """Make sure now, not in the middle of a run, that states can be had.
+
+        Args:
+            sample_ids: everything that will be asked for.
+
+        Raises:
+            HiddenStateError: they cannot, and policy forbids leaving samples out.
+        """
+        ...
 
     def stream(self, groups: Iterable[Sequence[Tokens]]) -> Iterator[list[HiddenStates | None]]:
         """Yield the states of each group; None for a sample that policy leaves out.

@@ -106,6 +106,7 @@ class _Training:
         head = self.verifier.head()
         try:
             held_out = data.validation
+            source.start([*data.train.sample_ids(), *held_out.sample_ids()])
             rows = self.config.training.validation_rows
             if rows is not None and len(held_out) > rows:
                 held_out = held_out.select(range(rows))

@@ -33,6 +33,7 @@ StatesFunction = Callable[[Sequence[int], Sequence[int]], tuple[Tensor, int]]
 """(token ids, ascending layer ids) -> (states `token layer hidden`, greedy next token)."""
 
 _K = FaultKind
+_SMALL_BYTES = 2**20
 
 
 class FakeVLLM:
@@ -148,14 +149,18 @@ class FakeVLLM:
         app.router.add_post("/v1/completions", self._completions)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.01)
         await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", self.port, reuse_address=True).start()
+        site = web.TCPSite(runner, "127.0.0.1", self.port, reuse_address=True)
+        await site.start()
         self.port = runner.addresses[0][1]
         ready.set()
         await self._halt.wait()
+        await site.stop()
+        await asyncio.sleep(0.01)  # connections that were just being accepted
         for connection in runner.server.connections if runner.server else ():
             if connection.transport is not None:
                 connection.transport.abort()
         await runner.cleanup()
+        await asyncio.sleep(0.01)
 
     async def _health(self, request: web.Request) -> web.Response:
         return web.Response(status=200 if self.healthy else 503)
@@ -202,9 +207,7 @@ class FakeVLLM:
                 self._running -= 1
         tensors = _spoil(states.to(self.dtype), torch.tensor(prompt), fault)
         delay = fault.seconds if fault and fault.kind is _K.late_file else self.file_delay_seconds
-        self._loop.call_later(
-            delay, lambda: self._writers.submit(self._write, path, tensors, lock, fault)
-        )
+        self._loop.call_later(delay, self._begin_writing, path, tensors, lock, fault)
         named = str(self.called / path.name)
         answer = _answer(call, self.model, prompt, token, named, fault, body)
         return await _send(request, answer, fault)
@@ -241,6 +244,15 @@ class FakeVLLM:
         if fault.kind is _K.hang:
             await asyncio.sleep(fault.seconds)
         return None
+
+    def _begin_writing(
+        self, path: Path, tensors: dict[str, Tensor], lock: int | None, fault: Fault | None
+    ) -> None:
+        """Write small files on the spot: a thread would cost more than the writing."""
+        if tensors["hidden_states"].nbytes < _SMALL_BYTES:
+            self._write(path, tensors, lock, fault)
+        else:
+            self._writers.submit(self._write, path, tensors, lock, fault)
 
     def _write(
         self, path: Path, tensors: dict[str, Tensor], lock: int | None, fault: Fault | None

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,9 @@ class Source:
     def __init__(self, missing: set[str] | None = None, fail_at: int | None = None) -> None:
         self.missing, self.fail_at = missing or set(), fail_at
         self.asked: list[str] = []
+
+    def start(self, sample_ids: Collection[str]) -> None:
+        pass
 
     def stream(self, groups: Iterable[Sequence[Tokens]]) -> Iterator[list[HiddenStates | None]]:
         for number, group in enumerate(groups):

@@ -78,6 +78,7 @@ class EndpointPool:
         self._numbers = itertools.count()
         self._tasks: set[asyncio.Task[None]] = set()
         self._outage_since: float | None = None
+        self._holders: set[asyncio.Task[object]] = set()
         self._final: HiddenStateError | None = None
 
     @property
@@ -100,20 +101,30 @@ class EndpointPool:
         Raises:
             HiddenStateError: no server is left, or none came back in time.
         """
-        if self._final is not None:
-            raise self._again(self._final)
+        if (final := self.final_error()) is not None:
+            raise final
         turn: asyncio.Future[Endpoint] = asyncio.get_running_loop().create_future()
         heapq.heappush(self._waiters, _Waiter(order, next(self._numbers), avoid, turn))
         self._grant()
         try:
-            return await turn
+            endpoint = await turn
+            self._holders.add(_current_task())
+            return endpoint
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled() and turn.exception() is None:
                 self.release(turn.result())
             raise
 
+    def final_error(self) -> HiddenStateError | None:
+        """Return why no server will ever be handed out again, or None while one may be.
+
+        Each call returns a new copy: one exception raised in many places collects tracebacks.
+        """
+        return None if self._final is None else type(self._final)(*self._final.args)
+
     def release(self, endpoint: Endpoint) -> None:
-        """Give a slot back."""
+        """Give a slot back, in the task that took it."""
+        self._holders.discard(_current_task())
         endpoint.in_flight -= 1
         self._grant()
 
@@ -210,16 +221,21 @@ class EndpointPool:
         )
 
     def _give_up(self, error: HiddenStateError) -> None:
+        """End everybody who waits, and requests whose answer will not come: they are cancelled."""
         self._final = error
         for waiter in self._waiters:
-            if not waiter.turn.done():
-                waiter.turn.set_exception(self._again(error))
+            final = self.final_error()
+            if final is not None and not waiter.turn.done():
+                waiter.turn.set_exception(final)
         self._waiters.clear()
+        for task in tuple(self._holders):
+            task.cancel()
 
-    @staticmethod
-    def _again(error: HiddenStateError) -> HiddenStateError:
-        """Return a fresh copy: one exception raised in many places collects their tracebacks."""
-        return type(error)(*error.args)
+
+def _current_task() -> asyncio.Task[object]:
+    task = asyncio.current_task()
+    assert task is not None
+    return task
 
 
 def _duration(seconds: float) -> str:

@@ -12,11 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from speculators.errors import HiddenStateError
-from speculators.hidden_states.online.client import first_difference
 from speculators.hidden_states.online.failures import BadStatesError, OtherStatesError
+from speculators.hidden_states.validation import norms_problem, row_norms, token_problem
 from speculators.verifier.head import VerifierHead
 
-_CHUNK_BYTES = 2**20
 _FEW_TOKENS = 4
 _FEWEST_LOOKED_AT = 8
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32)
@@ -61,13 +60,16 @@ class StatesCheck:
             BadStatesError: it does not; the text says what was found and what was expected.
         """
         states = self._checked_shapes(tensors, input_ids)
-        norms = row_norms(states).numpy()
+        norms = row_norms(states)
+        quick = norms.numpy()
         # NaN fails every comparison, so one line clears what is in order.
-        if not (norms.min() > 0 and norms.max() < np.inf):
-            self._check_rows(norms)
+        if not (quick.min() > 0 and quick.max() < np.inf) and (
+            problem := norms_problem(norms, [str(i) for i in self.layer_ids])
+        ):
+            raise BadStatesError(problem)
         if len(norms) >= _FEW_TOKENS:
             middle = len(norms) // 2
-            self._check_band(np.partition(norms, middle, axis=0)[middle])
+            self._check_band(np.partition(quick, middle, axis=0)[middle])
         return states
 
     def _checked_shapes(
@@ -78,8 +80,7 @@ class StatesCheck:
             raise BadStatesError(f"file lacks {' and '.join(sorted(missing))}")
         states, tokens = tensors["hidden_states"], tensors["token_ids"]
         if not torch.equal(tokens, input_ids):
-            found = first_difference(tokens.tolist(), input_ids.tolist())
-            raise BadStatesError(f"file belongs to other tokens: {found}")
+            raise BadStatesError(token_problem(tokens, input_ids) or "states of other tokens")
         expected = (len(input_ids), len(self.layer_ids), self.hidden_size)
         if tuple(states.shape) != expected:
             kind = BadStatesError if states.shape[1:] == expected[1:] else OtherStatesError
@@ -90,22 +91,6 @@ class StatesCheck:
         if states.dtype not in _FLOATS or states.dtype != (self.dtype or states.dtype):
             raise OtherStatesError(f"states are {states.dtype} instead of {self.dtype or _FLOATS}")
         return states
-
-    def _check_rows(self, norms: Float[np.ndarray, "token layer"]) -> None:
-        """Name the first row that is not in order; zero embeddings are."""
-        if not np.isfinite(norms).all():
-            row, layer = np.argwhere(~np.isfinite(norms))[0]
-            raise BadStatesError(f"NaN or infinity at token {row}, layer {self.layer_ids[layer]}")
-        zero = norms == 0
-        if self.layer_ids[0] == 0 and not zero[:, 0].all():
-            # A padding or reserved token may have a zero embedding; no layer gives a zero stream.
-            zero[:, 0] = False
-        if zero.any():
-            row, layer = np.argwhere(zero)[0]
-            raise BadStatesError(
-                f"{int(zero.sum())} all-zero rows, the first at token {row}, layer "
-                f"{self.layer_ids[layer]}"
-            )
 
     def _check_band(self, norms: Float[np.ndarray, "layer"]) -> None:
         with self._lock:
@@ -123,20 +108,6 @@ class StatesCheck:
             if self._fresh >= _FEW_TOKENS and self._fresh * 8 >= len(self._norms):
                 self._fresh = 0
                 self._usual = np.median(np.stack(self._norms), axis=0)
-
-
-def row_norms(
-    states: Float[Tensor, "token layer hidden"],
-) -> Float[Tensor, "token layer"]:
-    """Return every row's norm in fp32, in one pass that stays inside the processor's cache."""
-    token, layer, hidden = states.shape
-    if states.nbytes <= _CHUNK_BYTES:
-        return torch.linalg.vector_norm(states, dim=-1, dtype=torch.float32)
-    norms = torch.empty(token, layer)
-    rows = max(1, _CHUNK_BYTES // max(1, layer * hidden * states.dtype.itemsize))
-    for chunk, out in zip(states.split(rows), norms.split(rows), strict=True):
-        torch.linalg.vector_norm(chunk, dim=-1, dtype=torch.float32, out=out)
-    return norms
 
 
 def _times(shape: Sequence[int]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import socket
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,9 +77,13 @@ class VllmClient:
         self._numbers = itertools.count()
         self._timeout = aiohttp.ClientTimeout(total=timeout_seconds, sock_connect=30)
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_SECONDS),
+            connector=aiohttp.TCPConnector(
+                limit=0, keepalive_timeout=_KEEP_ALIVE_SECONDS, socket_factory=_watched_socket
+            ),
             headers={"Authorization": f"Bearer {key}"} if key else None,
             skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent"),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
             timeout=self._timeout,
         )
 
@@ -164,6 +169,17 @@ class VllmClient:
         if not isinstance(answer, dict):
             raise ServerTroubleError("answer is no JSON object")
         return answer
+
+
+def _watched_socket(address: Any) -> socket.socket:
+    """Make a socket that notices within half a minute that the other machine is gone."""
+    family, kind, protocol, _, _ = address
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
+        if hasattr(socket, name):
+            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    return made
 
 
 def _brief(error: BaseException) -> str:

@@ -70,7 +70,7 @@ class Fetcher:
     """Gets samples; lives on one event loop.
 
     A failure is held against the sample only when the server proves to be all right: it answers
-    its health check after an error, or serves the known probe after wrong or missing files.
+    its health check after an error, and serves the known probe before a sample is left out.
     Otherwise the server is taken out of use and the sample waits, with no attempt lost.
 
     Args:
@@ -114,6 +114,10 @@ class Fetcher:
                 received = await self._exchange(endpoint, sample.input_ids)
             except AttemptError as failure:
                 avoid, problem = endpoint, failure
+            except asyncio.CancelledError:
+                if (final := self._pool.final_error()) is not None:
+                    raise final from None
+                raise
             else:
                 self.counts.add(received.states)
                 return received
@@ -144,10 +148,11 @@ class Fetcher:
             if endpoint.down_reason is not None or endpoint.refused:
                 return False
             if isinstance(problem, ServerTroubleError):
-                if await self._exchange.client.healthy(endpoint.url):
+                if not await self._exchange.client.healthy(endpoint.url):
+                    self._pool.mark_down(endpoint, problem.reason)
+                    return False
+                if not last:
                     return True
-                self._pool.mark_down(endpoint, problem.reason)
-                return False
             try:
                 await self._greet(endpoint)
             except NoFileError as failure:

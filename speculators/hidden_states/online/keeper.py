@@ -6,7 +6,7 @@ import errno
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from jaxtyping import Float
@@ -71,6 +71,10 @@ class StoreKeeper:
     def has(self, sample: Tokens) -> bool:
         """Return whether the store has a file for the sample."""
         return self._store is not None and sample.sample_id in self._store
+
+    def has_all(self, sample_ids: Collection[str]) -> bool:
+        """Return whether the store has a file for each of the samples."""
+        return self._store is not None and set(sample_ids) <= set(self._store.sample_ids())
 
     def read(self, sample: Tokens) -> HiddenStates | None:
         """Return stored states; None when there are none that pass their checks."""

@@ -108,8 +108,10 @@ def _parse_header(content: bytes | bytearray, size: int) -> tuple[dict[str, Any]
         raise BadStatesError(f"file of {size} bytes is cut off or no safetensors file")
     try:
         header = json.loads(content[8 : 8 + length])
+        if not isinstance(header, dict):
+            raise ValueError
         header.pop("__metadata__", None)
-    except (ValueError, AttributeError):
+    except ValueError:
         raise BadStatesError("file has no readable safetensors header") from None
     return header, 8 + length
 

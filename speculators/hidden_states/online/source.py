@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,20 +99,17 @@ class OnlineSource:
         self._order = 0
         self._pending: deque[_Group] = deque()
 
-    def start(self, samples: Iterable[Tokens] | None = None) -> None:
-        """Greet the servers now rather than at the first sample that needs them.
+    def start(self, sample_ids: Collection[str]) -> None:
+        """Greet the servers now, unless the store has everything that will be asked for.
 
         Args:
-            samples: what will be asked for; servers are left alone when the store has it all.
+            sample_ids: what will be asked for.
 
         Raises:
             HiddenStateError: no server in time, or one that is not what it must be.
         """
-        if not self._generates:
-            return
-        if samples is not None and all(self._keeper.has(sample) for sample in samples):
-            return
-        self._thread.call(self._connected())
+        if self._generates and not self._keeper.has_all(sample_ids):
+            self._thread.call(self._connected())
 
     def stream(self, groups: Iterable[Sequence[Tokens]]) -> Iterator[list[HiddenStates | None]]:
         """Yield the states of each group, on the CPU; see `HiddenStateSource.stream`.

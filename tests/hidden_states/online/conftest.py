@@ -57,11 +57,11 @@ def settings(tmp_path: Path) -> HiddenStatesConfig:
         requests_per_endpoint=8,
         prefetch_samples=16,
         transfer_path=str(tmp_path / "transfer"),
-        request_timeout_seconds=2.0,
+        request_timeout_seconds=30.0,
         file_timeout_seconds=0.4,
         backoff_seconds=0.005,
-        startup_timeout_seconds=2.0,
-        outage_timeout_seconds=5.0,
+        startup_timeout_seconds=10.0,
+        outage_timeout_seconds=20.0,
         teacher_check_every=4,
     )
     return HiddenStatesConfig(name="online", mode=HiddenStatesMode.online, fetch=fetch)

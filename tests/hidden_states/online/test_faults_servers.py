@@ -54,7 +54,7 @@ def test_no_server_at_all_stops_with_the_command(open_source, serve):
     server.stop()
     source = open_source(server, fetch={"startup_timeout_seconds": 0.3})
     with pytest.raises(HiddenStateError, match="speculators serve") as caught:
-        source.start()
+        source.start(["any"])
     assert f"no vLLM server at http://127.0.0.1:{server.port} after" in str(caught.value)
 
 
@@ -79,7 +79,7 @@ WRONG = {
 def test_a_wrong_server_is_refused_before_the_first_step(name, serve, open_source):
     options, text = WRONG[name]
     with pytest.raises(HiddenStateError, match=text):
-        open_source(serve(**options)).start()
+        open_source(serve(**options)).start(["any"])
 
 
 @proves("a server that was not started for extraction", "refused before the first step")
@@ -87,7 +87,7 @@ def test_a_server_without_extraction_is_refused(serve, open_source):
     server = serve()
     server.faults.add(Fault(K.no_path), count=None)
     with pytest.raises(HiddenStateError, match="was the server started for extraction"):
-        open_source(server).start()
+        open_source(server).start(["any"])
 
 
 @proves("states that change in a batch or behind a shared prefix", "refused before the first step")
@@ -100,7 +100,7 @@ def test_states_that_depend_on_company_are_refused(serve, open_source, toy):
         return (states if len(seen) == 1 else states.flip(0)), token
 
     with pytest.raises(HiddenStateError, match=r"no-enable-prefix-caching|its last column"):
-        open_source(serve(states=moody)).start()
+        open_source(serve(states=moody)).start(["any"])
 
 
 @proves("a folder that is not shared", "refused before the first step, naming both folders")
@@ -118,7 +118,7 @@ def test_a_folder_that_is_not_shared_is_refused(kind, serve, open_source, tmp_pa
         fetch = {"path_map": {"/container": str(tmp_path / "transfer" / "none")}}
         text = "server and trainer must share that folder"
     with pytest.raises(HiddenStateError, match=text):
-        open_source(server, fetch=fetch).start()
+        open_source(server, fetch=fetch).start(["any"])
 
 
 def test_a_folder_of_another_name_is_mapped(serve, open_source, truth, tmp_path):
@@ -224,7 +224,7 @@ def test_a_server_that_comes_back_under_another_name_is_asked_by_it(serve, open_
 def test_an_overloaded_server_loses_nothing(serve, open_source, truth):
     server, samples = serve(), rows(30)
     source = open_source(server)
-    source.start()
+    source.start(["any"])
     server.faults.add(Fault(K.status, status=429), count=40)
     assert equal(collect(source, samples), truth(samples))
 
@@ -232,7 +232,7 @@ def test_an_overloaded_server_loses_nothing(serve, open_source, truth):
 def test_a_server_that_stays_overloaded_ends_the_run(serve, open_source):
     server = serve()
     source = open_source(server, fetch={"outage_timeout_seconds": 0.2})
-    source.start()
+    source.start(["any"])
     server.faults.add(Fault(K.status, status=429), count=None)
     with pytest.raises(HiddenStateOutageError, match="requests_per_endpoint"):
         collect(source, rows(4))
@@ -242,7 +242,7 @@ def test_a_server_that_stays_overloaded_ends_the_run(serve, open_source):
 def test_a_full_disk_at_the_server_is_waited_out(serve, open_source, truth, caplog):
     server, samples = serve(), rows(30)
     source = open_source(server)
-    source.start()
+    source.start(["any"])
     server.faults.add(Fault(K.missing_file), count=None)
     timer = after(0.4, server.faults.clear)
     try:
@@ -361,7 +361,6 @@ def test_a_killed_writer_leaves_no_half_file(serve, open_source, truth, tmp_path
 
 
 @proves("Ctrl-C", "requests are cancelled and their files removed")
-@pytest.mark.slow  # waits for a moment that a busy machine can miss
 def test_an_interrupt_leaves_nothing_behind(serve, open_source, tmp_path):
     server, samples = serve(latency_seconds=0.05), rows(40)
     source = open_source(server)

@@ -160,7 +160,7 @@ def test_first_epoch_generates_and_later_ones_read(serve, open_source, truth, tm
     server.stop()
     # A full store needs no server at all.
     offline = open_source(server, **options)
-    offline.start(samples)
+    offline.start([row.sample_id for row in samples])
     assert equal(collect(offline, samples), first)
 
 
