@@ -18,7 +18,7 @@ class Command:
         module: imported only when the command really runs.
         summary: one line for the overview.
         keys: what people change most, for the help; dotted.
-        needs: top-level keys without which it cannot run.
+        needs: keys without which it cannot run; of `a|b|c`, one is enough.
         passes_on: what stands after `--` goes to another program.
     """
 
@@ -30,6 +30,7 @@ class Command:
     passes_on: bool = False
 
 
+_SOURCE = "data.path|data.hub_id"
 _DATA = ("verifier.name_or_path", "verifier.template", "data.path", "data.max_samples")
 _ROWS = ("training.sequence_length", "training.validation_fraction")
 _DRAFTER = (
@@ -57,19 +58,21 @@ _TRAIN = Command(
     "speculators.launch.train",
     "everything that is still missing, then training, evaluation and a report",
     (*_DATA, *_ROWS, *_DRAFTER, "hidden_states.endpoints", *_LOOP, *_DECODING, *_RUN),
+    needs=(_SOURCE,),
 )
 _PREPARE = Command(
     "prepare",
     "speculators.launch.prepare",
     "conversations -> token ids, loss mask, token frequencies and a data report",
     (*_DATA, *_ROWS, *_MASKING, *_RUN),
+    needs=(_SOURCE,),
 )
 _EVALUATE = Command(
     "evaluate",
     "speculators.launch.evaluate",
     "lossless speculative decoding with a drafter, against plain decoding",
     ("checkpoint", *_DECODING, "evaluation.sampling", *_RUN),
-    needs=("checkpoint",),
+    needs=("checkpoint", f"evaluation.prompts|{_SOURCE}"),
 )
 _SERVER = (
     "serve.command",
@@ -92,6 +95,7 @@ _EXTRACT = Command(
     "speculators.launch.extract",
     "fills the store of hidden states ahead of training",
     (*_DATA, *_ROWS, "speculator.target_layer_ids", *_STORE, "extract.world_size", "cache_dir"),
+    needs=(_SOURCE,),
 )
 
 COMMANDS = {command.name: command for command in (_TRAIN, _PREPARE, _SERVE, _EXTRACT, _EVALUATE)}

@@ -20,7 +20,7 @@ def check(request: Request, *, needs: Sequence[str] = (), values: bool = True) -
 
     Args:
         request: what was asked for.
-        needs: top-level keys without which the command cannot run.
+        needs: dotted keys without which the command cannot run; of `a|b|c`, one is enough.
         values: also check ranges and combinations, not only choices, keys and types.
 
     Raises:
@@ -46,6 +46,10 @@ def _variations(request: Request, first: Composition) -> Iterator[Composition]:
 
 
 def _needed(config: DictConfig, needs: Sequence[str]) -> Iterator[str]:
-    for key in needs:
-        if OmegaConf.select(config, key) is None:
-            yield f"{key}=null: a value is needed: {field_doc(Config, key)}"
+    for need in needs:
+        keys = need.split("|")
+        if all(OmegaConf.select(config, key) is None for key in keys):
+            group, _, name = keys[0].rpartition(".")
+            schema = (OmegaConf.get_type(config[group]) if group else None) or Config
+            others = f" (or {', '.join(keys[1:])})" if keys[1:] else ""
+            yield f"{keys[0]}=null: a value is needed{others}: {field_doc(schema, name)}"

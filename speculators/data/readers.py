@@ -233,14 +233,16 @@ def open_source(config: DataConfig, *, vocab_size: int, seed: int) -> Source:
         return HubSource(config, vocab_size)
     if config.path == TINY:
         return TinySource(config.max_samples or _TINY_COUNT, seed)
-    folder = Path(str(config.path)).expanduser()
+    if config.path is None:
+        raise DataError("data.path=null: no conversations: give a file, data.path=FILE.jsonl")
+    folder = Path(config.path).expanduser()
     if (folder / "dataset_dict.json").exists():
         raise DataError(
             f"data.path={config.path}: holds several splits: name one, such as its train"
         )
     if (folder / "state.json").exists():
-        return SavedSource(str(config.path), config, vocab_size)
-    return FileSource(str(config.path), config, vocab_size)
+        return SavedSource(config.path, config, vocab_size)
+    return FileSource(config.path, config, vocab_size)
 
 
 def open_validation(config: DataConfig, *, vocab_size: int) -> Source | None:

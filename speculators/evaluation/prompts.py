@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from speculators.data.types import Conversation, Turn
+from speculators.data.types import Turn
 from speculators.errors import DataError
 
 _TEXT_KEYS = ("prompt", "question", "problem")
@@ -69,36 +69,6 @@ def read_prompts(path: Path, limit: int | None = None) -> list[Prompt]:
     if not prompts:
         raise DataError(f"evaluation.prompts={path}: holds no prompt; give one JSON object a line")
     return prompts
-
-
-def prompts_from_conversations(
-    conversations: Iterable[Conversation], limit: int | None = None
-) -> list[Prompt]:
-    """Take the user's side of conversations, up to the first turn no user wrote.
-
-    A conversation counts up to its first tool result or second system text, which cannot be had
-    anew; without a user turn before that it is passed over.
-    """
-    prompts: list[Prompt] = []
-    for conversation in conversations:
-        if limit is not None and len(prompts) == limit:
-            break
-        turns = list(conversation.turns)
-        system = turns.pop(0).content if turns and turns[0].role == "system" else None
-        texts = tuple(_user_texts(turns))
-        if texts:
-            source = conversation.source
-            prompts.append(Prompt(texts, conversation.conversation_id, None, source, system))
-    return prompts
-
-
-def _user_texts(turns: Sequence[Turn]) -> Iterator[str]:
-    """Yield user texts that are followed by an answer or stand last."""
-    for turn in turns:
-        if turn.role == "user":
-            yield turn.content
-        elif turn.role != "assistant" or "tool_calls" in turn.extra:
-            return
 
 
 def _parse(line: str, place: str, fallback_id: str) -> Prompt:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from speculators.config.loading import load_run_config
@@ -20,6 +19,7 @@ from speculators.evaluation.summary import summary_table
 from speculators.launch.prompts_stage import find_prompts
 from speculators.launch.provenance import write_provenance
 from speculators.launch.result import write_json
+from speculators.launch.threads import limit_threads
 from speculators.launch.verifier_stage import Verifier, prepare_data
 
 FROM_CHECKPOINT = "checkpoint"
@@ -29,8 +29,7 @@ FROM_CHECKPOINT = "checkpoint"
 def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
     """Evaluate `config.checkpoint` and return what `evaluation.json` holds."""
     console = Console(highlight=False)
-    if config.num_threads is not None:
-        torch.set_num_threads(config.num_threads)
+    limit_threads(config)
     checkpoint = Path(config.checkpoint or "")
     serving = read_serving_config(checkpoint)
     trained_with = _training_config(checkpoint)

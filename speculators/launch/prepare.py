@@ -10,12 +10,14 @@ from rich.console import Console
 from speculators.config.schema import Config
 from speculators.data.coloured import print_samples
 from speculators.data.report import print_report
+from speculators.launch.threads import limit_threads
 from speculators.launch.verifier_stage import Verifier, prepare_data
 
 
 def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
     """Prepare the data, print the report and as many samples as `show` asks for."""
     console = Console(highlight=False)
+    limit_threads(config)
     verifier = Verifier(config)
     data = prepare_data(config, verifier)
     for notice in verifier.tokenizer.notices:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from speculators.algorithms.base import Drafter
@@ -29,6 +28,7 @@ from speculators.launch.prompts_stage import find_prompts
 from speculators.launch.provenance import write_provenance
 from speculators.launch.result import summarise, write_json
 from speculators.launch.states_stage import open_source
+from speculators.launch.threads import limit_threads
 from speculators.launch.validation_stage import Validation
 from speculators.launch.verifier_stage import Verifier, prepare_data
 from speculators.training.result import TrainResult
@@ -46,8 +46,7 @@ def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         SpeculatorsError: anything the user can mend; see the message.
     """
-    if config.num_threads is not None:
-        torch.set_num_threads(config.num_threads)
+    limit_threads(config)
     job = _Training(config, Console(highlight=False))
     return job.run(argv)
 

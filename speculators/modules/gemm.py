@@ -64,7 +64,9 @@ class Linear(torch.nn.Linear):
         if input.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
             return super().forward(input)
         rows = input.reshape(-1, input.shape[-1]).to(self.weight.dtype)
-        return _LinearFunction.apply(rows, self.weight).view(*input.shape[:-1], self.out_features)
+        # While decoding, the bookkeeping of a Function would cost more than the product.
+        product = _LinearFunction.apply if torch.is_grad_enabled() else matmul_t
+        return product(rows, self.weight).view(*input.shape[:-1], self.out_features)
 
 
 class _LinearFunction(torch.autograd.Function):

@@ -119,7 +119,6 @@ def test_missing_values_are_explained_beside_other_problems() -> None:
         "verifier.name_or_path=???: a value is needed: Hub id, local folder, or `tiny` for the "
         "model that ships with this package.",
         f"speculator.block_size=1: {BLOCK}",
-        "data.path=null: no conversations: give a file, data.path=FILE.jsonl",
     ]
 
 
@@ -135,6 +134,19 @@ def test_evaluate_needs_a_checkpoint() -> None:
         "seed=x: must be a whole number",
         "checkpoint=null: a value is needed: Checkpoint folder (evaluate).",
     ]
+
+
+def test_one_of_several_keys_is_enough() -> None:
+    needs = ("evaluation.prompts|data.path|data.hub_id",)
+    hf = ("verifier=hf", "verifier.name_or_path=DIR")
+    with pytest.raises(ConfigError) as caught:
+        check(Request("evaluate", hf), needs=needs)
+    assert list(caught.value.problems) == [
+        "evaluation.prompts=null: a value is needed (or data.path, data.hub_id): JSON Lines file "
+        "of prompts (`turns` or `prompt`); null takes held-out conversations."
+    ]
+    for override in ("evaluation.prompts=FILE", "data.path=FILE", "data.hub_id=NAME"):
+        check(Request("evaluate", (*hf, override)), needs=needs)
 
 
 def test_every_value_of_a_sweep_is_checked_before_the_first_run() -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from speculators.data.types import Conversation, Turn
+from speculators.data.types import Turn
 from speculators.errors import DataError
-from speculators.evaluation.prompts import Prompt, prompts_from_conversations, read_prompts
+from speculators.evaluation.prompts import Prompt, read_prompts
 
 
 def write(path: Path, *rows: object) -> Path:
@@ -69,20 +69,3 @@ def test_history_alternates_user_and_answer() -> None:
     assert prompt.history([]) == [Turn("system", "s"), Turn("user", "a")]
     later = [Turn("user", "a"), Turn("assistant", "x"), Turn("user", "b")]
     assert prompt.history(["x"])[1:] == later
-
-
-def test_conversations_give_their_user_side() -> None:
-    def conversation(name: str, *turns: tuple[str, str]) -> Conversation:
-        return Conversation(tuple(Turn(role, text) for role, text in turns), name, "file")
-
-    found = prompts_from_conversations(
-        [
-            conversation("c1", ("system", "s"), ("user", "a"), ("assistant", "x"), ("user", "b")),
-            conversation("c2", ("assistant", "x")),
-            conversation("c3", ("user", "a"), ("assistant", "x"), ("tool", "t"), ("user", "b")),
-        ]
-    )
-    assert found == [
-        Prompt(("a", "b"), "c1", None, "file", "s"),
-        Prompt(("a",), "c3", None, "file", None),
-    ]

@@ -108,11 +108,9 @@ class DataConfig:
     """Processes that tokenise; 0 does it in this one."""
 
     def problems(self) -> Iterator[Problem]:
-        """Check the ranges and that there is exactly one source."""
+        """Check the ranges, and that there are not two sources (commands say who needs one)."""
         yield from at_least(self, "max_samples", 1)
         yield from at_least(self, "min_supervised_tokens", 2)
         yield from at_least(self, "num_workers", 0)
-        if self.path is None and self.hub_id is None:
-            yield Problem("path", None, "no conversations: give a file, data.path=FILE.jsonl")
         if self.path is not None and self.hub_id is not None:
             yield Problem("path", self.path, "given together with data.hub_id: keep one of them")
