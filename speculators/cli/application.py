@@ -21,7 +21,7 @@ from speculators.config.composition import VERSION_BASE, Request
 from speculators.config.folder import config_folder
 from speculators.config.loading import one_line, to_config
 from speculators.config.registry import register
-from speculators.errors import ConfigError, SpeculatorsError
+from speculators.errors import ConfigError, LaunchError, SpeculatorsError
 
 OBJECTIVE = "acceptance_length"
 """What a sweeper maximises, of the mapping a stage returns."""
@@ -46,7 +46,9 @@ class Task:
         state = HydraConfig.get()
         try:
             config = to_config(composed, output_dir=state.runtime.output_dir)
-            result = importlib.import_module(self.command.module).run(config, self.argv)
+            spread = self.command.spread_module if config.launcher.starts_processes else None
+            stage = importlib.import_module(spread or self.command.module)
+            result = stage.run(config, self.argv)
         except SpeculatorsError as error:
             if state.mode is RunMode.MULTIRUN:
                 raise
@@ -67,6 +69,11 @@ def start(command: Command, arguments: Sequence[str], passed_on: Sequence[str] =
         SpeculatorsError: anything the user can mend; nothing has been written when it is about
             the configuration.
     """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        raise LaunchError(
+            "torchrun: every process it starts would compose a run of its own; type `python "
+            "train.py launcher=ddp launcher.num_processes=N` instead (or launcher=fsdp)"
+        )
     # Without it Hydra prints errors in its own way and exits by itself.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     register()

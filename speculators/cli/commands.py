@@ -18,6 +18,7 @@ class Command:
         module: imported only when the command really runs.
         summary: one line for the overview.
         keys: what people change most, for the help; dotted.
+        spread_module: what runs in its place when `launcher` starts processes of their own.
         needs: keys without which it cannot run; of `a|b|c`, one is enough.
         passes_on: what stands after `--` goes to another program.
     """
@@ -26,6 +27,7 @@ class Command:
     module: str
     summary: str
     keys: tuple[str, ...]
+    spread_module: str | None = None
     needs: tuple[str, ...] = ()
     passes_on: bool = False
 
@@ -58,6 +60,7 @@ _TRAIN = Command(
     "speculators.launch.train",
     "everything that is still missing, then training, evaluation and a report",
     (*_DATA, *_ROWS, *_DRAFTER, "hidden_states.endpoints", *_LOOP, *_DECODING, *_RUN),
+    spread_module="speculators.launch.processes",
     needs=(_SOURCE,),
 )
 _PREPARE = Command(

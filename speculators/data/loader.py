@@ -8,6 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -89,16 +90,25 @@ class RowLoader:
             self._packed = (key, rows)
         return self._packed[1]
 
-    def iterate(self, epoch: int, first_row: int = 0) -> Iterator[PackedBatch]:
-        """Yield the rows of an epoch from `first_row` on; earlier ones are never fetched.
+    def iterate(
+        self, epoch: int, first_row: int = 0, *, rank: int = 0, world_size: int = 1
+    ) -> Iterator[PackedBatch]:
+        """Yield row `first_row + rank` of an epoch, then every `world_size`-th.
+
+        Nothing else is fetched. Every rank gets the same number of rows: one of padding stands
+        where a rank has no row any more.
 
         Raises:
             HiddenStateError: states cannot be had and policy forbids going on.
         """
-        batches = self._batches(self._rows(epoch)[first_row:])
+        rows = self._rows(epoch)[first_row:]
+        mine = list(rows[rank::world_size])
+        if len(mine) * world_size < len(rows):
+            mine.append(np.empty(0, dtype=np.int64))
+        batches = self._batches(mine)
         return batches if self._ahead == 0 else _in_background(batches, self._ahead)
 
-    def _batches(self, rows: Rows) -> Iterator[PackedBatch]:
+    def _batches(self, rows: Sequence[np.ndarray]) -> Iterator[PackedBatch]:
         asked: deque[list[Sample]] = deque()
 
         def groups() -> Iterator[Sequence[Sample]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,41 +32,49 @@ from speculators.launch.states_stage import open_source
 from speculators.launch.threads import limit_threads
 from speculators.launch.validation_stage import Validation
 from speculators.launch.verifier_stage import Verifier, prepare_data
+from speculators.training.ranks import Ranks
 from speculators.training.result import TrainResult
 from speculators.training.trackers import open_tracker
 from speculators.training.trainer import Trainer
 
 
-def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
+def run(config: Config, argv: Sequence[str] = (), ranks: Ranks | None = None) -> dict[str, Any]:
     """Train a drafter as configured and return what `result.json` holds.
 
     Args:
         config: the whole configuration, valid.
         argv: command line, for the record.
+        ranks: the processes of the run, each of which calls this; only the main one writes,
+            evaluates and returns something.
 
     Raises:
         SpeculatorsError: anything the user can mend; see the message.
     """
     limit_threads(config)
-    job = _Training(config, Console(highlight=False))
+    ranks = ranks or Ranks()
+    job = _Training(config, Console(highlight=False, quiet=not ranks.is_main), ranks)
     return job.run(argv)
 
 
 class _Training:
     """One run, stage by stage; what a stage makes stays for the later ones."""
 
-    def __init__(self, config: Config, console: Console) -> None:
-        self.config, self.console = config, console
+    def __init__(self, config: Config, console: Console, ranks: Ranks) -> None:
+        self.config, self.console, self.ranks = config, console, ranks
         self.folder = Path(config.output_dir)
         self.verifier = Verifier(config)
 
     def run(self, argv: Sequence[str]) -> dict[str, Any]:
-        data = prepare_data(self.config, self.verifier)
+        with self.ranks.main_first():
+            data = prepare_data(self.config, self.verifier)
         drafter = build_drafter(self.config, self.verifier, data)
-        write_provenance(self.folder, self.config, argv)
-        write_json(self.folder / "data_report.json", data.report.to_dict())
+        if self.ranks.is_main:
+            write_provenance(self.folder, self.config, argv)
+            write_json(self.folder / "data_report.json", data.report.to_dict())
         self._announce(data, drafter)
         trained = self._fit(data, drafter)
+        if not self.ranks.is_main:
+            return {}
         evaluation = self._evaluate(data, trained)
         if evaluation is not None:
             write_json(self.folder / "evaluation.json", evaluation.to_dict())
@@ -101,7 +110,7 @@ class _Training:
 
     def _fit(self, data: PreparedData, drafter: Drafter[Any]) -> TrainResult:
         layer_ids = list(drafter.config.target_layer_ids or ())
-        source = open_source(self.config, self.verifier, layer_ids)
+        source = open_source(_share_of(self.config, self.ranks), self.verifier, layer_ids)
         head = self.verifier.head()
         try:
             held_out = data.validation
@@ -123,7 +132,7 @@ class _Training:
                 self._loader(data.train, source, len(layer_ids), shuffle=True),
                 run_dir=self.folder,
                 validate=validation,
-                tracker=open_tracker(self.config.tracker),
+                tracker=open_tracker(self.config.tracker) if self.ranks.is_main else None,
                 fingerprints={
                     "data": data.fingerprint,
                     "vocabulary": drafter.vocabulary.fingerprint,
@@ -132,6 +141,7 @@ class _Training:
                 device=self.verifier.device,
                 run_yaml=to_yaml(self.config),
                 console=self.console,
+                ranks=self.ranks,
             )
             return trainer.fit()
         finally:
@@ -191,3 +201,12 @@ class _Training:
         say(f"checkpoint:  {result['checkpoint']}")
         say(f"next:        speculators evaluate checkpoint={result['checkpoint']}")
         say(f"serve:       vllm serve {result['checkpoint']}")
+
+
+def _share_of(config: Config, ranks: Ranks) -> Config:
+    """Let all ranks together keep as many requests in flight as one process would."""
+    fetch = config.hidden_states.fetch
+    requests = max(1, fetch.requests_per_endpoint // ranks.world_size)
+    fetch = dataclasses.replace(fetch, requests_per_endpoint=requests)
+    states = dataclasses.replace(config.hidden_states, fetch=fetch)
+    return dataclasses.replace(config, hidden_states=states)

@@ -24,14 +24,19 @@ from speculators.training.retention import (
     dispensable,
     forget_deleted,
 )
+from speculators.training.spread import Spread
 from speculators.training.state import STATE_FILE, TrainerState, is_complete, read_state
 
 BEST_LINK = "checkpoint_best"
 OPTIMIZER_FILE = "optimizer_state_dict.pt"
 SCHEDULER_FILE = "scheduler_state_dict.pt"
-RNG_FILE = "rng_state_rank0.pt"
 RUN_FILE = "run.yaml"
 _LINK_NAME = re.compile(re.escape(BEST_LINK))
+
+
+def rng_file(rank: int) -> str:
+    """Return the name of the file with the random states of one process."""
+    return f"rng_state_rank{rank}.pt"
 
 
 class CheckpointFolder:
@@ -138,8 +143,10 @@ class CheckpointFolder:
             ) from error
 
 
-def load_master(parameters: Mapping[str, Tensor], master: Mapping[str, Tensor]) -> None:
-    """Copy saved fp32 weights into the parameters of the same names.
+def load_master(
+    parameters: Mapping[str, Tensor], master: Mapping[str, Tensor], spread: Spread
+) -> None:
+    """Copy saved fp32 weights into the parameters of the same names, spread as those are.
 
     Raises:
         CheckpointError: names or shapes differ.
@@ -158,7 +165,7 @@ def load_master(parameters: Mapping[str, Tensor], master: Mapping[str, Tensor]) 
         )
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(master[name])
+            parameter.copy_(spread.place(master[name], parameter))
 
 
 def _save(path: Path, content: Any) -> None:

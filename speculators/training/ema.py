@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from speculators.errors import CheckpointError
+from speculators.training.spread import Spread
 
 
 class WeightAverage:
@@ -46,12 +47,13 @@ class WeightAverage:
         finally:
             self._swap()
 
-    def state(self) -> dict[str, object]:
-        """Return the average and its counter, for a checkpoint."""
-        return {"num_updates": self._num_updates, "average": self._average}
+    def state(self, spread: Spread) -> dict[str, object]:
+        """Return the whole average and its counter, for a checkpoint."""
+        average = {name: spread.whole(value) for name, value in self._average.items()}
+        return {"num_updates": self._num_updates, "average": average}
 
     @torch.no_grad()
-    def load(self, state: Mapping[str, object] | None) -> None:
+    def load(self, state: Mapping[str, object] | None, spread: Spread) -> None:
         """Restore what `state` returned.
 
         Raises:
@@ -63,7 +65,7 @@ class WeightAverage:
                 "optimizer_state_dict.pt: has no average of these weights (training.ema_decay)"
             )
         for name, value in self._average.items():
-            value.copy_(average[name])
+            value.copy_(spread.place(average[name], value))
         self._num_updates = int(str(state["num_updates"])) if state else 0
 
     @torch.no_grad()

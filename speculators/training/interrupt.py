@@ -29,13 +29,17 @@ class InterruptError(SpeculatorsError):
 
 
 class StopRequest:
-    """Listens for signals inside a `with` block; a second one acts at once, as without us.
+    """Listens for signals inside a `with` block.
+
+    Args:
+        insist: a second signal acts at once, as without us; otherwise it changes nothing.
 
     Attributes:
         signal: the signal that came, or None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, insist: bool = True) -> None:
+        self._insist = insist
         self.signal: int | None = None
         self._previous: dict[int, signal._HANDLER] = {}
 
@@ -56,8 +60,9 @@ class StopRequest:
         self._give_back()
 
     def _take(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-        self._give_back()
+        self.signal = self.signal or number
+        if self._insist:
+            self._give_back()
 
     def _give_back(self) -> None:
         while self._previous:

@@ -86,3 +86,32 @@ class Journal:
         """Bring every line to the disk; called before a checkpoint is written."""
         self._metrics.flush()
         self._timing.flush()
+
+
+class NoJournal:
+    """Takes the place of a `Journal` in processes that record nothing."""
+
+    def __enter__(self) -> NoJournal:
+        """Nothing to open."""
+        return self
+
+    def __exit__(self, *rest: object) -> None:
+        """Nothing to close."""
+
+    def advance(self, step: int) -> None:
+        """Draw nothing."""
+
+    def say(self, text: str) -> None:
+        """Print nothing."""
+
+    def status(self, text: str) -> None:
+        """Show nothing."""
+
+    def metrics(self, kind: str, state: TrainerState, values: Mapping[str, Any]) -> None:
+        """Record nothing."""
+
+    def timing(self, kind: str, state: TrainerState, values: Mapping[str, Any]) -> None:
+        """Record nothing."""
+
+    def flush(self) -> None:
+        """Nothing is held back."""

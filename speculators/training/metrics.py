@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from speculators.algorithms.base import Output
 from speculators.conversion.durable import flush_file, replace_text
 from speculators.errors import CheckpointError
+from speculators.training.ranks import Ranks
 
 METRICS_FILE = "metrics.jsonl"
 TIMING_FILE = "timing.jsonl"
@@ -41,13 +42,11 @@ class MetricSums:
         """Take in one number to be averaged; `like` names the device of the others."""
         self._put(name, like.new_tensor(value), like.new_ones(()))
 
-    def values(self) -> dict[str, float | None]:
-        """Return sum / count of every metric, None where the count is 0."""
-        state = self.state()
-        return {
-            name: state["sums"][name] / count if count else None
-            for name, count in state["counts"].items()
-        }
+    def values(self, ranks: Ranks | None = None) -> dict[str, float | None]:
+        """Return sum / count of every metric over all ranks, None where the count is 0."""
+        state = merged_states((ranks or Ranks()).gather(self.state()))
+        sums, counts = state["sums"], state["counts"]
+        return {name: sums[name] / count if count else None for name, count in counts.items()}
 
     def clear(self) -> None:
         """Start anew."""
@@ -137,6 +136,18 @@ def _belongs(path: Path, number: int, line: str, last_step: int) -> bool:
         raise CheckpointError(
             f"{path}:{number}: is not a line of metrics; move the file away to go on"
         ) from error
+
+
+def merged_states(
+    states: Sequence[Mapping[str, Mapping[str, float]]],
+) -> dict[str, dict[str, float]]:
+    """Add up what `MetricSums.state` returned on each rank."""
+    merged: dict[str, dict[str, float]] = {"sums": {}, "counts": {}}
+    for state in states:
+        for part, table in merged.items():
+            for name, value in state[part].items():
+                table[name] = table.get(name, 0.0) + value
+    return merged
 
 
 def _widest(device: torch.device) -> torch.dtype:

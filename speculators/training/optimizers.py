@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
 from speculators.config.schema import AdamWConfig, MuonConfig, OptimizerConfig
 from speculators.errors import CheckpointError, ConfigError
+from speculators.training.spread import Spread
 
 _FUSED_DEVICES = ("cpu", "cuda")
 _TABLES = ("embed_tokens", "lm_head")
@@ -62,15 +63,26 @@ def set_learning_rate(optimizers: Sequence[Optimizer], factor: float) -> float:
     return float(optimizers[0].param_groups[0]["lr"])
 
 
-def optimizer_states(optimizers: Sequence[Optimizer]) -> list[dict[str, Any]]:
-    """Return the state of each optimizer, parameters identified by name within its groups."""
-    return [optimizer.state_dict() for optimizer in optimizers]
+def optimizer_states(optimizers: Sequence[Optimizer], spread: Spread) -> list[dict[str, Any]]:
+    """Return the whole state of each optimizer, parameters identified by name in its groups."""
+    states = [optimizer.state_dict() for optimizer in optimizers]
+    for state in states:
+        state["state"] = {
+            number: {key: spread.whole(t) if isinstance(t, Tensor) else t for key, t in of.items()}
+            for number, of in state["state"].items()
+        }
+    return states
 
 
 def load_optimizer_states(
-    optimizers: Sequence[Optimizer], states: Sequence[dict[str, Any]]
+    optimizers: Sequence[Optimizer], states: Sequence[dict[str, Any]], spread: Spread
 ) -> None:
     """Restore moments and counters; hyper-parameters stay those of the present configuration.
+
+    Args:
+        optimizers: of this run.
+        states: from `optimizer_states`, by however many processes.
+        spread: of this run.
 
     Raises:
         CheckpointError: the states belong to other optimizers or other parameters.
@@ -83,9 +95,22 @@ def load_optimizer_states(
         )
     for optimizer, state in zip(optimizers, states, strict=True):
         settings = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
-        optimizer.load_state_dict(state)
+        optimizer.load_state_dict({**state, "state": _placed(optimizer, state["state"], spread)})
         for group, values in zip(optimizer.param_groups, settings, strict=True):
             group.update(values)
+
+
+def _placed(
+    optimizer: Optimizer, saved: Mapping[int, Mapping[str, Any]], spread: Spread
+) -> dict[int, dict[str, Any]]:
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    return {
+        number: {
+            key: spread.place(value, parameters[number]) if isinstance(value, Tensor) else value
+            for key, value in of.items()
+        }
+        for number, of in saved.items()
+    }
 
 
 def _adamw(named: Named, config: AdamWConfig | MuonConfig, lr: float) -> Optimizer:

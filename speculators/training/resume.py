@@ -19,7 +19,7 @@ _IDENTITY = (
     "seed",
     "optimizer.name",
     "training.sequence_length",
-    "training.accumulation_steps",
+    "rows_per_step",
     "training.validation_fraction",
     "training.ema_decay",
 )

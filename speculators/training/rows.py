@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 
 from speculators.data.types import PackedBatch
 from speculators.errors import DataError
+from speculators.training.ranks import Ranks
 
 
 @runtime_checkable
@@ -24,8 +25,13 @@ class RowSource(Protocol):
         """Return the number of packed rows of an epoch."""
         ...
 
-    def iterate(self, epoch: int, first_row: int) -> Iterator[PackedBatch]:
-        """Yield the rows of an epoch from `first_row` on; rows before it cost nothing."""
+    def iterate(
+        self, epoch: int, first_row: int, *, rank: int = 0, world_size: int = 1
+    ) -> Iterator[PackedBatch]:
+        """Yield rows `first_row + rank`, then every `world_size`-th; others cost nothing.
+
+        Every rank gets the same number: rows of padding stand where there are no more.
+        """
         ...
 
     def gauges(self) -> Mapping[str, float]:
@@ -43,23 +49,26 @@ class EpochRows:
     Args:
         source: where rows come from.
         epoch: which epoch.
-        first_row: rows already trained on.
+        first_row: rows already trained on, by all ranks together.
+        ranks: of the run; this process gets its share.
 
     Attributes:
-        num_rows: rows of the whole epoch.
+        num_rows: rows of the whole epoch, of all ranks.
         seconds: time spent waiting for rows.
 
     Raises:
         DataError: the epoch has no rows.
     """
 
-    def __init__(self, source: RowSource, epoch: int, first_row: int) -> None:
+    def __init__(self, source: RowSource, epoch: int, first_row: int, ranks: Ranks) -> None:
         self.num_rows = source.rows_in_epoch(epoch)
         if self.num_rows < 1:
             raise DataError(f"epoch {epoch} has no packed row to train on")
         self.seconds = 0.0
         self._epoch = epoch
-        self._iterator = source.iterate(epoch, first_row)
+        self._iterator = source.iterate(
+            epoch, first_row, rank=ranks.rank, world_size=ranks.world_size
+        )
 
     def __enter__(self) -> EpochRows:
         """Nothing to open: the source starts with the first row."""

@@ -57,12 +57,14 @@ class Schedule:
         }
 
 
-def steps_in_epoch(rows: int, accumulation_steps: int) -> int:
+def steps_in_epoch(rows: int, rows_per_step: int) -> int:
     """Return the optimizer steps of an epoch; the last one takes the rows that are left."""
-    return math.ceil(rows / accumulation_steps)
+    return math.ceil(rows / rows_per_step)
 
 
-def count_steps(rows_in_epoch: Callable[[int], int], training: TrainingConfig) -> int:
+def count_steps(
+    rows_in_epoch: Callable[[int], int], training: TrainingConfig, world_size: int = 1
+) -> int:
     """Return the optimizer steps of the whole run.
 
     `training.max_steps` decides where it is given, over as many epochs as that takes; otherwise
@@ -71,6 +73,7 @@ def count_steps(rows_in_epoch: Callable[[int], int], training: TrainingConfig) -
     Args:
         rows_in_epoch: packed rows of an epoch, by its 0-based number.
         training: the run's lengths.
+        world_size: processes that each take `training.accumulation_steps` rows per step.
 
     Raises:
         DataError: an epoch has no rows.
@@ -83,6 +86,6 @@ def count_steps(rows_in_epoch: Callable[[int], int], training: TrainingConfig) -
     if training.max_steps is not None:
         return training.max_steps
     return sum(
-        steps_in_epoch(rows_in_epoch(epoch), training.accumulation_steps)
+        steps_in_epoch(rows_in_epoch(epoch), training.accumulation_steps * world_size)
         for epoch in range(training.epochs)
     )

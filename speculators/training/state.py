@@ -51,7 +51,7 @@ class TrainerState:
         seconds: time spent in training, validation and saving, over all starts.
         step_seconds: time spent in steps alone.
         peak_memory_bytes: most memory any start has needed.
-        metric_sums: sums since the last line of metrics.
+        metric_sums: sums since the last line of metrics, by rank.
         saved: folder names of checkpoints this run wrote and has not deleted, oldest first.
         tracker_run_id: where the tracker files this run.
         settings: dotted key -> value, as trained with.
@@ -73,7 +73,7 @@ class TrainerState:
     seconds: float = 0.0
     step_seconds: float = 0.0
     peak_memory_bytes: int = 0
-    metric_sums: dict[str, Any] = field(default_factory=lambda: {"sums": {}, "counts": {}})
+    metric_sums: list[dict[str, Any]] = field(default_factory=list)
     saved: list[str] = field(default_factory=list)
     tracker_run_id: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -16,6 +16,8 @@ from speculators.algorithms.base import Drafter, Output, StepContext
 from speculators.config.schema import Precision
 from speculators.data.types import PackedBatch
 from speculators.training.optimizers import set_learning_rate
+from speculators.training.ranks import Ranks
+from speculators.training.spread import Spread
 from speculators.verifier.head import VerifierHead
 
 _NORM_EPS = 1e-6
@@ -62,6 +64,8 @@ class Stepper:
         precision: arithmetic of forward and backward; auto is bfloat16 on an accelerator.
         clip_norm: largest gradient norm, or None.
         seed: of the run; with step and row it decides everything random in a forward pass.
+        ranks: the processes that make a step together.
+        spread: how weights and gradients are spread over them.
     """
 
     drafter: Drafter[Any]
@@ -71,16 +75,20 @@ class Stepper:
     precision: Precision
     clip_norm: float | None
     seed: int
+    ranks: Ranks
+    spread: Spread
 
-    def run(self, rows: Iterable[PackedBatch], step: int, factor: float) -> StepReport:
-        """Train on `rows` as if they were one.
+    def run(self, rows: Iterable[PackedBatch], count: int, step: int, factor: float) -> StepReport:
+        """Train on the rows of all ranks as if they were one.
 
         Each row's summed loss is back-propagated as it is; the gradient is divided once by the
-        divisor of all rows. A step whose divisor is 0 changes nothing, and neither does one with
-        a NaN or infinite loss or gradient.
+        divisor of all rows of all ranks, so that only their number matters, not who had them. A
+        step whose divisor is 0 changes nothing, and neither does one with a NaN or infinite loss
+        or gradient.
 
         Args:
-            rows: packed rows, at least one.
+            rows: packed rows of this rank.
+            count: how many, at least one; the same on every rank.
             step: 0-based index of the step.
             factor: of the peak learning rate.
         """
@@ -89,15 +97,17 @@ class Stepper:
         total: Output | None = None
         sample_ids: tuple[str, ...] = ()
         for index, row in enumerate(rows):
-            output = self._forward_backward(row, StepContext(self.seed, step, index))
+            self.spread.expect(last=index == count - 1)
+            place = index * self.ranks.world_size + self.ranks.rank
+            output = self._forward_backward(row, StepContext(self.seed, step, place))
             total = output if total is None else add_outputs(total, output)
             tokens = tokens + (row.document_ids >= 0).sum()
             supervised = supervised + row.loss_mask.sum()
             sample_ids += row.sample_ids
         if total is None:
             raise ValueError("a step needs at least one row")
-        num_tokens, num_supervised = torch.stack([tokens, supervised]).tolist()
-        norm, bad_tensor = self._update(total)
+        seen = torch.stack([tokens, supervised])
+        norm, bad_tensor, (num_tokens, num_supervised) = self._update(total, seen)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         return StepReport(
@@ -116,32 +126,42 @@ class Stepper:
             output.loss_sum.backward()
         return Output(output.loss_sum.detach(), output.divisor.detach(), output.sums, output.counts)
 
-    def _update(self, total: Output) -> tuple[float | None, str | None]:
+    def _update(
+        self, total: Output, seen: Int[Tensor, "kind"]
+    ) -> tuple[float | None, str | None, tuple[int, int]]:
         parameters = self.drafter.trainable_parameters()
+        self.spread.sum_gradients(list(parameters.values()))
         gradients = [p.grad for p in parameters.values() if p.grad is not None]
-        raw_norm = torch.nn.utils.get_total_norm(gradients)
-        # The only wait for the device in a step: three numbers decide whether it counts.
-        deciding = (total.loss_sum, total.divisor, raw_norm)
-        deciding = torch.stack([t.to(self.device, torch.float32) for t in deciding])
-        loss, divisor, raw = deciding.tolist()
+        raw_norm = self.spread.whole(torch.nn.utils.get_total_norm(gradients))
+        # The only wait for the device in a step: three numbers decide whether it counts. Counts
+        # of tokens are exact in fp64 (fp32 where a device has nothing wider).
+        wide = torch.float32 if self.device.type == "mps" else torch.float64
+        sums = [total.loss_sum, total.divisor, *seen.unbind()]
+        sums = self.ranks.total(torch.stack([t.to(self.device, wide) for t in sums]))
+        loss, divisor, *counts, raw = [*sums, raw_norm.to(self.device, wide)]
+        loss, divisor, raw, *counts = torch.stack([loss, divisor, raw, *counts]).tolist()
+        num_tokens, num_supervised = map(int, counts)
         if not all(map(math.isfinite, (loss, divisor, raw))):
-            return None, first_bad_tensor(total, parameters)
+            return None, first_bad_tensor(total, parameters), (num_tokens, num_supervised)
         if divisor <= 0:
-            return None, None
+            return None, None, (num_tokens, num_supervised)
         norm = raw / divisor
         scale = 1.0 if self.clip_norm is None else min(1.0, self.clip_norm / (norm + _NORM_EPS))
         torch._foreach_mul_(gradients, scale / divisor)  # pyright: ignore[reportPrivateImportUsage]
         for optimizer in self.optimizers:
             optimizer.step()
-        return norm, None
+        return norm, None, (num_tokens, num_supervised)
+
+
+def uses_bfloat16(precision: Precision, device: torch.device) -> bool:
+    """Whether forward and backward passes run in bf16; auto: on every device but the CPU."""
+    return precision is Precision.bfloat16 or (precision is Precision.auto and device.type != "cpu")
 
 
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:
-    """Return bf16 autocast where `precision` asks for it; auto: on every device but the CPU."""
-    bfloat16 = precision is Precision.bfloat16 or (
-        precision is Precision.auto and device.type != "cpu"
-    )
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16)
+    """Return bf16 autocast where `precision` asks for it."""
+    enabled = uses_bfloat16(precision, device)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
 def add_outputs(a: Output, b: Output) -> Output:

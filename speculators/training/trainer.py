@@ -1,4 +1,4 @@
-"""The training loop of every algorithm: one process, exact resume.
+"""The training loop of every algorithm: one process or many, exact resume.
 
 A step ends with its events, in this order: a line of metrics, validation, a checkpoint. Each is
 due by the step number alone, so a run that was killed anywhere repeats exactly what came after
@@ -7,9 +7,11 @@ its newest checkpoint.
 
 from __future__ import annotations
 
+import functools
 import json
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,30 +20,38 @@ from rich.console import Console
 
 from speculators.algorithms.base import Drafter
 from speculators.config.schema import Config
+from speculators.conversion.layout import write_model
+from speculators.data.types import PackedBatch
 from speculators.errors import CheckpointError, HiddenStateOutageError
 from speculators.training.checkpoint import CheckpointFolder
 from speculators.training.ema import WeightAverage
 from speculators.training.guard import note_bad_step, stop_if_lost
 from speculators.training.interrupt import InterruptError, StopRequest
-from speculators.training.journal import Journal
+from speculators.training.journal import Journal, NoJournal
 from speculators.training.memory import peak_memory_bytes
-from speculators.training.metrics import MetricSums
+from speculators.training.metrics import MetricSums, merged_states
 from speculators.training.optimizers import build_optimizers
+from speculators.training.ranks import Ranks
 from speculators.training.result import TrainResult
 from speculators.training.resume import compare, require_resumable, settings_of
 from speculators.training.rows import EpochRows, RowSource
 from speculators.training.schedule import Schedule, count_steps
+from speculators.training.spread import spread_drafter
 from speculators.training.state import TrainerState, read_state
-from speculators.training.step import Stepper, StepReport
+from speculators.training.step import Stepper, StepReport, uses_bfloat16
 from speculators.training.trackers import NoTracker, Tracker
 from speculators.training.validation import Validate, note_validation, validate_undisturbed
 from speculators.training.waiting import Waiting, waiting_text
+from speculators.training.watchdog import Watchdog
 from speculators.training.weights import TrainedWeights
 from speculators.verifier.head import VerifierHead
 
 
 class Trainer:
-    """Trains one drafter on one device, and goes on where an earlier start of the run stopped.
+    """Trains one drafter, and goes on where an earlier start of the run stopped.
+
+    Of several ranks each has its own trainer; the main one writes the files, the screen and the
+    checkpoints.
 
     Args:
         config: the whole configuration; `training`, `optimizer`, `schedule` and `seed` are used.
@@ -56,6 +66,7 @@ class Trainer:
         device: where to train.
         run_yaml: text of `run.yaml` in checkpoints; None writes the settings.
         console: where progress is drawn; None is standard error.
+        ranks: the processes of the run.
 
     Raises:
         ConfigError: nothing to train, or an unknown optimizer.
@@ -76,8 +87,10 @@ class Trainer:
         device: torch.device,
         run_yaml: str | None = None,
         console: Console | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self._settings = config.training
+        self._ranks = ranks = ranks or Ranks()
         self._drafter, self._loader, self._validate = drafter.to(device), loader, validate
         self._run_dir, self._device = run_dir, device
         self._tracker = tracker or NoTracker()
@@ -85,11 +98,20 @@ class Trainer:
         parameters = drafter.trainable_parameters()
         for parameter in parameters.values():
             parameter.data = parameter.data.float()
+        spread = spread_drafter(
+            drafter,
+            ranks,
+            sharded=config.launcher.name == "fsdp",
+            device=device,
+            bfloat16=uses_bfloat16(self._settings.precision, device),
+        )
+        parameters = drafter.trainable_parameters()
         optimizers = build_optimizers(parameters, config.optimizer)
         decay = self._settings.ema_decay
         average = None if decay is None else WeightAverage(parameters, decay)
-        self._weights = TrainedWeights(drafter, optimizers, average)
-        self._total_steps = count_steps(loader.rows_in_epoch, self._settings)
+        self._weights = TrainedWeights(drafter, optimizers, average, spread, ranks)
+        self._rows_per_step = self._settings.accumulation_steps * ranks.world_size
+        self._total_steps = count_steps(loader.rows_in_epoch, self._settings, ranks.world_size)
         self._schedule = Schedule(config.schedule, self._total_steps)
         self._stepper = Stepper(
             drafter,
@@ -99,14 +121,18 @@ class Trainer:
             self._settings.precision,
             self._settings.clip_norm,
             config.seed,
+            ranks,
+            spread,
         )
         self._checkpoints = CheckpointFolder(run_dir / "checkpoints", self._settings.keep_last)
         self._sums = MetricSums()
         self._state = TrainerState()
         self._plain_settings = settings_of(config, drafter.config)
+        self._plain_settings["rows_per_step"] = self._rows_per_step
         self._fingerprints = {"rows": loader.fingerprint, **(fingerprints or {})}
         self._run_yaml = run_yaml or json.dumps(self._plain_settings, indent=2) + "\n"
         self._saved_step = 0
+        self._watchdog = Watchdog(ranks.rank, config.launcher.stall_seconds, _print_line)
         self._waiting = Waiting(loader)
 
     def fit(self) -> TrainResult:
@@ -129,8 +155,9 @@ class Trainer:
             return self._result()
         self._start, self._seconds_before = time.perf_counter(), state.seconds
         self._drafter.train()
-        journal = Journal(self._run_dir, state, self._total_steps, self._tracker, self._console)
-        with journal, StopRequest() as stop:
+        journal = self._open_journal()
+        patient = self._ranks.world_size > 1  # signals come twice: directly, and from the agent
+        with journal, self._watchdog, StopRequest(insist=not patient) as stop:
             try:
                 if state.validation_due:
                     self._validate_and_save(journal, epoch_ends=self._epoch_ends())
@@ -140,9 +167,15 @@ class Trainer:
                 raise HiddenStateOutageError(f"{error}. {self._save_last(journal)}") from error
         return self._result()
 
+    def _open_journal(self) -> Journal | NoJournal:
+        if not self._ranks.is_main:
+            return NoJournal()
+        return Journal(self._run_dir, self._state, self._total_steps, self._tracker, self._console)
+
     def _restore(self) -> None:
         """Load the newest complete checkpoint, if there is one and it is this run's."""
-        self._checkpoints.remove_unfinished()
+        with self._ranks.main_first():
+            self._checkpoints.remove_unfinished()
         for name in self._checkpoints.incomplete():
             self._say(f"checkpoints/{name}: is not complete, so it is left alone")
         name = self._checkpoints.newest()
@@ -165,23 +198,33 @@ class Trainer:
         for line in accepted:
             self._say(f"changed since {name}: {line}")
         self._weights.load(self._checkpoints, name)
-        self._sums.load(state.metric_sums, self._device)
+        self._load_sums(state)
         self._state, self._saved_step = state, state.position.step
-        self._checkpoints.point_to_best(state)
+        if self._ranks.is_main:
+            self._checkpoints.point_to_best(state)
         self._say(f"going on from checkpoints/{name}: step {self._saved_step}")
 
-    def _train_epoch(self, journal: Journal, stop: StopRequest) -> None:
+    def _load_sums(self, state: TrainerState) -> None:
+        saved, ranks = state.metric_sums, self._ranks
+        if len(saved) == ranks.world_size:
+            self._sums.load(saved[ranks.rank], self._device)
+        elif ranks.is_main:
+            self._sums.load(merged_states(saved), self._device)
+
+    def _train_epoch(self, journal: Journal | NoJournal, stop: StopRequest) -> None:
         """Train on the rest of the present epoch, or on the next when it is over."""
         position = self._state.position
         if position.row >= self._loader.rows_in_epoch(position.epoch):
             position.epoch, position.row = position.epoch + 1, 0
         waited, start = 0.0, time.perf_counter()
-        with EpochRows(self._loader, position.epoch, position.row) as rows:
+        with EpochRows(self._loader, position.epoch, position.row, self._ranks) as rows:
             while position.row < rows.num_rows and position.step < self._total_steps:
-                count = min(self._settings.accumulation_steps, rows.num_rows - position.row)
+                left = min(self._rows_per_step, rows.num_rows - position.row)
+                count = -(-left // self._ranks.world_size)
                 factor = self._schedule.factor(position.step)
-                report = self._stepper.run(rows.take(count), position.step, factor)
-                position.row += count
+                mine = self._watched(rows.take(count))
+                report = self._stepper.run(mine, count, position.step, factor)
+                position.row += left
                 self._account(report, journal)
                 seconds = time.perf_counter() - start
                 self._state.step_seconds += seconds
@@ -191,7 +234,30 @@ class Trainer:
                 self._stop_if_asked(journal, stop)
                 waited, start = rows.seconds, time.perf_counter()
 
-    def _account(self, report: StepReport, journal: Journal) -> None:
+    def _watched(self, rows: Iterable[PackedBatch]) -> Iterator[PackedBatch]:
+        """Hand out rows; when one rank gets no more hidden states, all stop at the same row.
+
+        Raises:
+            HiddenStateOutageError: here, or on another rank.
+        """
+        step, iterator = self._state.position.step, iter(rows)
+        while True:
+            self._watchdog.at(f"waiting for rows of step {step}")
+            row, outage = None, None
+            try:
+                row = next(iterator, None)
+            except HiddenStateOutageError as error:
+                outage = error
+            self._watchdog.at(f"waiting for the other ranks in step {step}")
+            if self._ranks.highest(int(outage is not None)):
+                found = self._ranks.gather(str(outage) if outage is not None else None)
+                raise HiddenStateOutageError(next(text for text in found if text is not None))
+            self._watchdog.at(f"training in step {step}", row.sample_ids if row else ())
+            if row is None:
+                return
+            yield row
+
+    def _account(self, report: StepReport, journal: Journal | NoJournal) -> None:
         state, position = self._state, self._state.position
         position.step += 1
         position.tokens += report.num_tokens
@@ -208,14 +274,14 @@ class Trainer:
             journal.metrics("bad_step", state, bad)
             stop_if_lost(state, self._settings.max_bad_steps, bad)
 
-    def _log(self, report: StepReport, journal: Journal, seconds: float) -> None:
+    def _log(self, report: StepReport, journal: Journal | NoJournal, seconds: float) -> None:
         state, position = self._state, self._state.position
         if position.step < self._total_steps and position.step % self._settings.log_every_steps:
             return
         values = {
             "loss": None,
             "gradient_norm": None,
-            **self._sums.values(),
+            **self._sums.values(self._ranks),
             "learning_rate": report.learning_rate,
             "skipped_steps": state.bad_steps,
             "tokens": position.tokens,
@@ -234,7 +300,8 @@ class Trainer:
         if (advice := self._waiting.advice(waiting)) is not None:
             journal.say(advice)
 
-    def _validate_and_save(self, journal: Journal, *, epoch_ends: bool) -> None:
+    def _validate_and_save(self, journal: Journal | NoJournal, *, epoch_ends: bool) -> None:
+        self._watchdog.at("")
         settings, state = self._settings, self._state
         step, done = state.position.step, state.position.step == self._total_steps
         every = settings.validate_every_steps
@@ -243,7 +310,7 @@ class Trainer:
         every = settings.checkpoint_every_steps
         due = epoch_ends or done or (every is not None and step % every == 0)
         if self._saved_step == step:  # by an outage, before this validation
-            if improved:
+            if improved and self._ranks.is_main:
                 state.best_checkpoint = state.saved[-1]
                 self._checkpoints.point_to_best(state)
         elif due or improved:
@@ -253,51 +320,58 @@ class Trainer:
         position = self._state.position
         return position.row >= self._loader.rows_in_epoch(position.epoch)
 
-    def _validate_now(self, journal: Journal) -> bool:
+    def _validate_now(self, journal: Journal | NoJournal) -> bool:
         """Validate; return whether this is the best so far."""
         if self._validate is None:
             return False
         start, self._state.validation_due = time.perf_counter(), True
-        values = validate_undisturbed(
-            self._validate, self._drafter, self._weights.average, self._stepper.autocast()
-        )
+        values = validate_undisturbed(self._validate, self._weights, self._stepper.autocast())
         self._state.validation_due = False
         journal.metrics("validation", self._state, values)
         journal.timing("validation", self._state, {"seconds": time.perf_counter() - start})
         return note_validation(self._state, values, self._settings.best_metric)
 
-    def _save(self, journal: Journal, epoch: int | None) -> str:
-        """Write a checkpoint of the present step; return its folder name."""
+    def _save(self, journal: Journal | NoJournal, epoch: int | None) -> str:
+        """Write a checkpoint of the present step; return its folder name.
+
+        Every rank gives its part, the main one writes, and none goes on before it has.
+        """
         state, start = self._state, time.perf_counter()
         journal.flush()
         name = self._checkpoints.free_name(epoch, state.position.step)
         best_now = self._validate is None or state.best_step == state.position.step
         if best_now or state.best_checkpoint is None:
             state.best_checkpoint = name
-        state.metric_sums = self._sums.state()
+        state.metric_sums = self._ranks.gather(self._sums.state())
         state.seconds = self._seconds_before + start - self._start
         state.peak_memory_bytes = max(state.peak_memory_bytes, peak_memory_bytes(self._device))
-        self._checkpoints.save(
-            name,
-            state,
-            write_model=lambda folder: self._weights.write_model(
-                folder, self._settings.checkpoint_dtype
-            ),
-            tensors=self._weights.tensors(self._schedule, state.position.step),
-            run_yaml=self._run_yaml,
-        )
+        state.world_size = self._ranks.world_size
+        tensors = self._weights.tensors(self._schedule, state.position.step)
+        with self._weights.servable() as drafter:
+            if drafter is not None:
+                self._checkpoints.save(
+                    name,
+                    state,
+                    write_model=functools.partial(
+                        write_model, drafter=drafter, dtype=self._settings.checkpoint_dtype
+                    ),
+                    tensors=tensors,
+                    run_yaml=self._run_yaml,
+                )
+        state.saved = self._ranks.share(state.saved)
         self._saved_step = state.position.step
         journal.timing("checkpoint", state, {"seconds": time.perf_counter() - start})
         return name
 
-    def _stop_if_asked(self, journal: Journal, stop: StopRequest) -> None:
+    def _stop_if_asked(self, journal: Journal | NoJournal, stop: StopRequest) -> None:
         step = self._state.position.step
-        if stop.signal is None or step >= self._total_steps:
+        signal = self._ranks.highest(stop.signal or 0)
+        if not signal or step >= self._total_steps:
             return
         self._save_last(journal)
-        raise InterruptError(stop.signal, step, f"checkpoints/{self._state.saved[-1]}")
+        raise InterruptError(signal, step, f"checkpoints/{self._state.saved[-1]}")
 
-    def _save_last(self, journal: Journal) -> str:
+    def _save_last(self, journal: Journal | NoJournal) -> str:
         """Save the last whole step unless it is saved already; say where it is."""
         step = self._state.position.step
         if step == 0:
@@ -323,4 +397,10 @@ class Trainer:
         )
 
     def _say(self, text: str) -> None:
+        if not self._ranks.is_main:
+            return
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_line(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -11,9 +11,9 @@ from speculators.algorithms.base import Drafter
 from speculators.config.schema import BestMetric
 from speculators.errors import ConfigError
 from speculators.evaluation.inference import inference
-from speculators.training.ema import WeightAverage
 from speculators.training.rng import untouched_rng
 from speculators.training.state import TrainerState
+from speculators.training.weights import TrainedWeights
 
 Validate = Callable[[Drafter[Any]], Mapping[str, Any]]
 """Measures a drafter on held-out rows. Same drafter, same answer: no times or dates in it."""
@@ -21,24 +21,26 @@ Validate = Callable[[Drafter[Any]], Mapping[str, Any]]
 
 def validate_undisturbed(
     validate: Validate,
-    drafter: Drafter[Any],
-    average: WeightAverage | None,
+    weights: TrainedWeights,
     arithmetic: contextlib.AbstractContextManager[Any],
 ) -> dict[str, Any]:
     """Validate the weights that would be saved: the average where there is one.
 
     Training goes on as if this had not happened: weights, gradients, module modes and every
-    global random state are put back, also when validation fails.
+    global random state are put back, also when validation fails. The main process measures, all
+    ranks return what it found.
 
     Args:
         validate: what to measure.
-        drafter: the drafter in training.
-        average: its averaged weights, or None.
+        weights: of the drafter in training.
         arithmetic: autocast of the run.
     """
-    averaged = average.applied() if average is not None else contextlib.nullcontext()
-    with untouched_rng(), averaged, inference(drafter), arithmetic:
-        return dict(validate(drafter))
+    found: dict[str, Any] = {}
+    with untouched_rng(), weights.servable() as drafter:
+        if drafter is not None:
+            with inference(drafter), arithmetic:
+                found = dict(validate(drafter))
+    return weights.ranks.share(found)
 
 
 def note_validation(state: TrainerState, values: Mapping[str, Any], metric: BestMetric) -> bool:

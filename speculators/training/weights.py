@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch.optim import Optimizer
 
 from speculators.algorithms.base import Drafter
-from speculators.config.schema import FloatType
-from speculators.conversion.layout import write_model
 from speculators.training.checkpoint import (
     OPTIMIZER_FILE,
-    RNG_FILE,
     SCHEDULER_FILE,
     CheckpointFolder,
     load_master,
+    rng_file,
 )
 from speculators.training.ema import WeightAverage
 from speculators.training.optimizers import load_optimizer_states, optimizer_states
+from speculators.training.ranks import Ranks
 from speculators.training.rng import capture_rng, restore_rng
 from speculators.training.schedule import Schedule
+from speculators.training.spread import Spread
 
 
 @dataclass(frozen=True)
@@ -34,36 +33,39 @@ class TrainedWeights:
         drafter: what is trained.
         optimizers: their moments belong to the weights.
         average: moving average of the weights, or None.
+        spread: how all of them are spread over the ranks.
+        ranks: every one of them must call every method.
     """
 
     drafter: Drafter[Any]
     optimizers: Sequence[Optimizer]
     average: WeightAverage | None
+    spread: Spread
+    ranks: Ranks
 
     def tensors(self, schedule: Schedule, step: int) -> dict[str, Any]:
-        """Return the tensor files of a checkpoint after `step` steps, by file name."""
+        """Return the tensor files of a checkpoint after `step` steps, by file name.
+
+        They are the same for any number of ranks; only random states belong to one of them.
+        """
         weights = self.drafter.trainable_parameters()
+        random = self.ranks.gather(capture_rng())
         return {
             OPTIMIZER_FILE: {
-                "optimizers": optimizer_states(self.optimizers),
-                "master": {name: p.detach() for name, p in weights.items()},
-                "average": None if self.average is None else self.average.state(),
+                "optimizers": optimizer_states(self.optimizers, self.spread),
+                "master": {name: self.spread.whole(p) for name, p in weights.items()},
+                "average": None if self.average is None else self.average.state(self.spread),
             },
             SCHEDULER_FILE: [schedule.describe(step) for _ in self.optimizers],
-            RNG_FILE: capture_rng(),
+            **{rng_file(rank): state for rank, state in enumerate(random)},
         }
 
-    def write_model(self, folder: Path, dtype: FloatType) -> None:
-        """Write the servable files: the averaged weights where there is an average.
-
-        Raises:
-            CheckpointError: the weights are not fit to be served.
-        """
-        averaged: AbstractContextManager[None] = nullcontext()
-        if self.average is not None:
-            averaged = self.average.applied()
-        with averaged:
-            write_model(folder, self.drafter, dtype)
+    @contextmanager
+    def servable(self) -> Iterator[Drafter[Any] | None]:
+        """Give the main process the drafter that would be served: the average if there is one."""
+        averaged = nullcontext() if self.average is None else self.average.applied()
+        with averaged, self.spread.assembled() as drafter:
+            yield drafter
 
     def load(self, checkpoints: CheckpointFolder, name: str) -> None:
         """Restore weights, moments, average and random states, bit for bit.
@@ -72,10 +74,12 @@ class TrainedWeights:
             CheckpointError: a file is missing or damaged, or does not fit the drafter.
         """
         saved = checkpoints.load(name, OPTIMIZER_FILE)
-        random = checkpoints.load(name, RNG_FILE)
         checkpoints.load(name, SCHEDULER_FILE)
-        load_master(self.drafter.trainable_parameters(), saved["master"])
-        load_optimizer_states(self.optimizers, saved["optimizers"])
+        load_master(self.drafter.trainable_parameters(), saved["master"], self.spread)
+        load_optimizer_states(self.optimizers, saved["optimizers"], self.spread)
         if self.average is not None:
-            self.average.load(saved["average"])
-        restore_rng(random)
+            self.average.load(saved["average"], self.spread)
+        random = rng_file(self.ranks.rank)
+        # A rank the saved run did not have starts with its own; nothing trained depends on it.
+        if self.ranks.is_main or (checkpoints.root / name / random).exists():
+            restore_rng(checkpoints.load(name, random))

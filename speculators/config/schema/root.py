@@ -67,7 +67,3 @@ class Config:
         """Check what concerns several groups."""
         yield from at_least(self, "num_threads", 1)
         yield from at_least(self, "show", 0)
-        if self.launcher.num_processes > 1 and self.launcher.name == "single":
-            yield Problem(
-                "launcher.num_processes", self.launcher.num_processes, "launcher=single runs one"
-            )

@@ -97,13 +97,39 @@ class LauncherConfig:
     """How one run is spread over processes."""
 
     name: str = MISSING
-    """single."""
+    """single, ddp (replicas) or fsdp (shards)."""
     num_processes: int = 1
-    """Processes on this machine."""
+    """Processes on this machine, one per device; each takes `training.accumulation_steps` rows of
+    every step."""
+    num_nodes: int = 1
+    """Machines; the same command is started on each, with one `output_dir` on a shared disk."""
+    rendezvous: str | None = None
+    """HOST:PORT of the first machine, where the others find it."""
+    stall_seconds: float | None = 600.0
+    """A process that is at one thing for so long is named, with the samples it has; null: never."""
+    timeout_seconds: float = 1800.0
+    """Processes that wait for each other's gradients for so long give up."""
+
+    @property
+    def starts_processes(self) -> bool:
+        """Whether the run happens in processes of its own."""
+        return self.name != "single"
 
     def problems(self) -> Iterator[Problem]:
-        """Check the range."""
+        """Check ranges, and what several machines need."""
         yield from at_least(self, "num_processes", 1)
+        yield from at_least(self, "num_nodes", 1)
+        yield from positive(self, "stall_seconds")
+        yield from positive(self, "timeout_seconds")
+        if self.name not in ("single", "ddp", "fsdp"):
+            yield Problem("name", self.name, "allowed: single, ddp, fsdp")
+        if self.num_nodes > 1 and self.rendezvous is None:
+            text = "several machines meet at one of them: give launcher.rendezvous=HOST:PORT"
+            yield Problem("rendezvous", None, text)
+        if self.name == "single":
+            for key in ("num_processes", "num_nodes"):
+                if getattr(self, key) > 1:
+                    yield Problem(key, getattr(self, key), "launcher=single runs one: use ddp")
 
 
 @dataclass
