@@ -172,7 +172,11 @@ class Drafter(nn.Module, ABC, Generic[ConfigT]):
 
     @abstractmethod
     def compute_loss(self, batch: PackedBatch, teacher: VerifierHead, step: StepContext) -> Output:
-        """Forward pass of training on one packed row."""
+        """Forward pass of training on one packed row.
+
+        Every trainable weight gets a gradient, zero where the row teaches nothing: processes that
+        share weights wait for each other's gradients of every one.
+        """
 
     @abstractmethod
     def start_candidates(self, batch: PackedBatch) -> Bool[Tensor, "sequence"]:

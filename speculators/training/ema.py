@@ -49,7 +49,7 @@ class WeightAverage:
 
     def state(self, spread: Spread) -> dict[str, object]:
         """Return the whole average and its counter, for a checkpoint."""
-        average = {name: spread.whole(value) for name, value in self._average.items()}
+        average = {name: spread.snapshot(value) for name, value in self._average.items()}
         return {"num_updates": self._num_updates, "average": average}
 
     @torch.no_grad()

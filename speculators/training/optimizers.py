@@ -68,7 +68,10 @@ def optimizer_states(optimizers: Sequence[Optimizer], spread: Spread) -> list[di
     states = [optimizer.state_dict() for optimizer in optimizers]
     for state in states:
         state["state"] = {
-            number: {key: spread.whole(t) if isinstance(t, Tensor) else t for key, t in of.items()}
+            number: {
+                key: spread.snapshot(value) if isinstance(value, Tensor) else value
+                for key, value in of.items()
+            }
             for number, of in state["state"].items()
         }
     return states

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -33,6 +33,7 @@ from speculators.training.ranks import Ranks
 _BUCKET_BYTES = 64 * 2**20
 
 
+@runtime_checkable
 class Spread(Protocol):
     """What trainer and checkpoints need to know."""
 
@@ -45,7 +46,11 @@ class Spread(Protocol):
         ...
 
     def whole(self, tensor: Tensor) -> Tensor:
-        """Return a weight, moment or average as one tensor; every process must call."""
+        """Return a weight, moment or norm as one tensor; every process must call."""
+        ...
+
+    def snapshot(self, tensor: Tensor) -> Tensor:
+        """Return a copy of `whole` in main memory, for the main process to write."""
         ...
 
     def place(self, tensor: Tensor, like: Tensor) -> Tensor:
@@ -85,6 +90,10 @@ class Replicated:
     def whole(self, tensor: Tensor) -> Tensor:
         """Return it: it is whole."""
         return tensor.detach()
+
+    def snapshot(self, tensor: Tensor) -> Tensor:
+        """Copy it."""
+        return tensor.detach().to("cpu", copy=True)
 
     def place(self, tensor: Tensor, like: Tensor) -> Tensor:
         """Return it: nothing is split."""
@@ -143,6 +152,11 @@ class Sharded:
         """Gather it."""
         tensor = tensor.detach()
         return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+    def snapshot(self, tensor: Tensor) -> Tensor:
+        """Gather and copy it; processes that do not write keep nothing."""
+        whole = self.whole(tensor)
+        return whole.to("cpu", copy=True) if self._whole is not None else whole.new_empty(0)
 
     def place(self, tensor: Tensor, like: Tensor) -> Tensor:
         """Take this process's part of it."""

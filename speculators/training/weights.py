@@ -53,7 +53,7 @@ class TrainedWeights:
         return {
             OPTIMIZER_FILE: {
                 "optimizers": optimizer_states(self.optimizers, self.spread),
-                "master": {name: self.spread.whole(p) for name, p in weights.items()},
+                "master": {name: self.spread.snapshot(p) for name, p in weights.items()},
                 "average": None if self.average is None else self.average.state(self.spread),
             },
             SCHEDULER_FILE: [schedule.describe(step) for _ in self.optimizers],

@@ -15,9 +15,13 @@ from safetensors import safe_open
 from speculators.config.schema import BestMetric
 from speculators.errors import CheckpointError
 from speculators.training.checkpoint import CheckpointFolder, load_master
+from speculators.training.ranks import Ranks
 from speculators.training.retention import dispensable
+from speculators.training.spread import Replicated
 from speculators.training.state import TrainerState, is_complete, read_state
 from training.toy import toy_config, toy_drafter, toy_trainer
+
+ALONE = Replicated(toy_drafter(), Ranks())
 
 
 def names(root: Path) -> list[str]:
@@ -237,7 +241,7 @@ def test_weights_of_another_shape_are_named(tmp_path: Path) -> None:
     other = dict(toy_drafter(depth=3).trainable_parameters())
     other["fc.weight"] = torch.nn.Parameter(torch.zeros(1))
     with pytest.raises(CheckpointError) as error:
-        load_master(parameters, other)
+        load_master(parameters, other, ALONE)
     assert str(error.value) == (
         "optimizer_state_dict.pt: weights do not fit the drafter: fc.weight, layers.2.weight"
     )

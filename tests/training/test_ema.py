@@ -6,6 +6,11 @@ from torch import nn
 
 from speculators.errors import CheckpointError
 from speculators.training.ema import WeightAverage
+from speculators.training.ranks import Ranks
+from speculators.training.spread import Replicated
+from training.toy import toy_drafter
+
+ALONE = Replicated(toy_drafter(), Ranks())
 
 
 def test_the_average_follows_and_starts_quickly() -> None:
@@ -36,9 +41,9 @@ def test_the_weights_come_back_when_the_block_fails() -> None:
 def test_a_checkpoint_without_the_average_is_refused() -> None:
     average = WeightAverage({"w": nn.Parameter(torch.zeros(1))}, decay=0.5)
     other = WeightAverage({"v": nn.Parameter(torch.zeros(1))}, decay=0.5)
-    for state in (None, other.state()):
+    for state in (None, other.state(ALONE)):
         with pytest.raises(CheckpointError) as error:
-            average.load(state)
+            average.load(state, ALONE)
         assert str(error.value) == (
             "optimizer_state_dict.pt: has no average of these weights (training.ema_decay)"
         )

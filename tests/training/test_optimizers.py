@@ -16,6 +16,11 @@ from speculators.training.optimizers import (
     optimizer_states,
     set_learning_rate,
 )
+from speculators.training.ranks import Ranks
+from speculators.training.spread import Replicated
+from training.toy import toy_drafter
+
+ALONE = Replicated(toy_drafter(), Ranks())
 
 SHAPES = {
     "fc.weight": (4, 8),
@@ -85,10 +90,10 @@ def test_restored_moments_go_on_bit_for_bit(config: OptimizerConfig) -> None:
     whole = parameters()
     optimizers = build_optimizers(whole, config)
     move(optimizers, whole, 3)
-    states = copy.deepcopy(optimizer_states(optimizers))
+    states = copy.deepcopy(optimizer_states(optimizers, ALONE))
     resumed = {name: nn.Parameter(p.detach().clone()) for name, p in whole.items()}
     again = build_optimizers(resumed, config)
-    load_optimizer_states(again, states)
+    load_optimizer_states(again, states, ALONE)
     move(optimizers, whole, 2)
     move(again, resumed, 2)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
@@ -99,16 +104,16 @@ def test_hyper_parameters_are_those_of_the_present_configuration() -> None:
     before = build_optimizers(old, AdamWConfig(lr=0.1, weight_decay=0.3))
     move(before, old, 1)
     after = build_optimizers(new, AdamWConfig(lr=0.7, weight_decay=0.2))
-    load_optimizer_states(after, optimizer_states(before))
+    load_optimizer_states(after, optimizer_states(before, ALONE), ALONE)
     group = after[0].param_groups[0]
     assert (group["peak_lr"], group["lr"], group["weight_decay"]) == (0.7, 0.7, 0.2)
 
 
 def test_states_of_other_parameters_are_refused() -> None:
     fewer = {name: p for name, p in parameters().items() if name != "layers.0.bias"}
-    states = optimizer_states(build_optimizers(fewer, AdamWConfig(lr=0.1)))
+    states = optimizer_states(build_optimizers(fewer, AdamWConfig(lr=0.1)), ALONE)
     with pytest.raises(CheckpointError) as error:
-        load_optimizer_states(build_optimizers(parameters(), AdamWConfig(lr=0.1)), states)
+        load_optimizer_states(build_optimizers(parameters(), AdamWConfig(lr=0.1)), states, ALONE)
     assert str(error.value) == (
         "optimizer_state_dict.pt: made for other parameters: "
         "saved 1 optimizers over 5 tensors, now 1 optimizers over 6 tensors"

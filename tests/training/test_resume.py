@@ -81,9 +81,9 @@ def test_changed_settings_are_refused_all_at_once(run_dir: Path) -> None:
     assert refused(run_dir, config, drafter=toy_drafter(depth=3)) == head(run_dir) + "\n".join(
         [
             '  optimizer.name: saved "adamw", now "muon"',
+            "  rows_per_step: saved 1, now 2",
             "  seed: saved 5, now 6",
             "  speculator.depth: saved 2, now 3",
-            "  training.accumulation_steps: saved 1, now 2",
             "  training.ema_decay: saved null, now 0.9",
             "  training.sequence_length: saved 24, now 48",
         ]

@@ -33,8 +33,8 @@ class StoppingRows(ToyRows):
     stop_at: int = 0
     action: Callable[[], None] = lambda: None
 
-    def iterate(self, epoch: int, first_row: int) -> Iterator[PackedBatch]:
-        for row in super().iterate(epoch, first_row):
+    def iterate(self, epoch: int, first_row: int, **ranks: int) -> Iterator[PackedBatch]:
+        for row in super().iterate(epoch, first_row, **ranks):
             if len(self.taken) == self.stop_at:
                 self.action()
             yield row

@@ -12,6 +12,8 @@ from speculators.algorithms.base import Output, StepContext
 from speculators.config.schema import AdamWConfig, Precision
 from speculators.data.types import PackedBatch
 from speculators.training.optimizers import build_optimizers
+from speculators.training.ranks import Ranks
+from speculators.training.spread import Replicated
 from speculators.training.step import Stepper, add_outputs, autocast
 from training.toy import TOY, ToyDrafter, ToyRows, row_of, seed_everything, toy_drafter
 
@@ -39,7 +41,17 @@ def stepper(drafter: ToyDrafter, clip_norm: float | None = None) -> Stepper:
     optimizers = build_optimizers(
         drafter.trainable_parameters(), AdamWConfig(lr=0.1, eps=1.0, weight_decay=0.0)
     )
-    return Stepper(drafter, TOY.head, optimizers, torch.device("cpu"), Precision.auto, clip_norm, 0)
+    return Stepper(
+        drafter,
+        TOY.head,
+        optimizers,
+        torch.device("cpu"),
+        Precision.auto,
+        clip_norm,
+        0,
+        Ranks(),
+        Replicated(drafter, Ranks()),
+    )
 
 
 def weights(drafter: ToyDrafter) -> list[torch.Tensor]:
@@ -60,7 +72,7 @@ def test_two_rows_in_one_step_are_one_batch_of_both() -> None:
     expected = mean_gradient(all_starts(), rows)
     drafter = all_starts()
     before = weights(drafter)
-    report = stepper(drafter).run(iter(rows), 0, 1.0)
+    report = stepper(drafter).run(iter(rows), len(rows), 0, 1.0)
     assert report.gradient_norm == pytest.approx(
         float(torch.stack([g.norm() for g in expected if g is not None]).norm()), rel=1e-5
     )
@@ -75,7 +87,7 @@ def test_the_order_of_rows_does_not_matter() -> None:
     moved = []
     for order in (rows, rows[::-1]):
         drafter = all_starts()
-        stepper(drafter).run(order, 0, 1.0)
+        stepper(drafter).run(order, len(order), 0, 1.0)
         moved.append(weights(drafter))
     for a, b in zip(*moved, strict=True):
         torch.testing.assert_close(a, b)
@@ -87,7 +99,7 @@ def test_clipping_scales_the_gradient_and_reports_the_norm_before_it() -> None:
     norm = float(torch.stack([g.norm() for g in gradients if g is not None]).norm())
     drafter = all_starts()
     before = weights(drafter)
-    report = stepper(drafter, clip_norm=norm / 2).run(rows, 0, 1.0)
+    report = stepper(drafter, clip_norm=norm / 2).run(rows, len(rows), 0, 1.0)
     assert report.gradient_norm == pytest.approx(norm, rel=1e-5)
     for old, new, gradient in zip(before, weights(drafter), gradients, strict=True):
         if gradient is not None:
@@ -100,7 +112,7 @@ def test_a_row_without_supervised_tokens_adds_nothing() -> None:
     moved = []
     for rows in ([full], [full, empty]):
         drafter = all_starts()
-        stepper(drafter).run(rows, 0, 1.0)
+        stepper(drafter).run(rows, len(rows), 0, 1.0)
         moved.append(weights(drafter))
     assert all(map(torch.equal, *moved))
 
@@ -110,7 +122,7 @@ def test_a_step_without_supervised_tokens_changes_nothing() -> None:
     drafter = toy_drafter()
     before = weights(drafter)
     empty = row_of(torch.arange(20) % 17, supervised_from=99)
-    report = stepper(drafter).run([empty], 0, 1.0)
+    report = stepper(drafter).run([empty], 1, 0, 1.0)
     assert not report.moved
     assert report.bad_tensor is None
     assert report.gradient_norm is None
@@ -138,7 +150,7 @@ def test_what_is_not_finite_is_named_and_changes_nothing(place: str, name: str) 
     if place == "gradient":
         drafter.fc.weight.register_hook(lambda g: torch.full_like(g, float("nan")))
     before = weights(drafter)
-    report = runner.run([row], 0, 1.0)
+    report = runner.run([row], 1, 0, 1.0)
     assert report.bad_tensor == name
     assert not report.moved
     for old, new in zip(before, weights(drafter), strict=True):
@@ -157,7 +169,7 @@ def test_each_row_of_a_step_has_its_own_random_numbers() -> None:
 
     drafter = all_starts()
     drafter.__class__ = Watching
-    stepper(drafter).run([row_of(torch.arange(9))] * 2, 7, 1.0)
+    stepper(drafter).run([row_of(torch.arange(9))] * 2, 2, 7, 1.0)
     assert seen == [StepContext(0, 7, 0), StepContext(0, 7, 1)]
 
 

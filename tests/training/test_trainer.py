@@ -114,8 +114,8 @@ def test_only_the_rows_that_are_left_are_asked_for(tmp_path: Path) -> None:
 
 def test_a_loader_that_ends_early_is_an_error(tmp_path: Path) -> None:
     class Short(ToyRows):
-        def iterate(self, epoch: int, first_row: int) -> Iterator[PackedBatch]:
-            return iter(list(super().iterate(epoch, first_row))[:-1])
+        def iterate(self, epoch: int, first_row: int, **ranks: int) -> Iterator[PackedBatch]:
+            return iter(list(super().iterate(epoch, first_row, **ranks))[:-1])
 
     with pytest.raises(DataError) as error:
         toy_trainer(tmp_path, rows=Short()).fit()
@@ -129,9 +129,9 @@ def test_the_loader_is_told_to_stop(tmp_path: Path) -> None:
     closed: list[int] = []
 
     class Watched(ToyRows):
-        def iterate(self, epoch: int, first_row: int) -> Iterator[PackedBatch]:
+        def iterate(self, epoch: int, first_row: int, **ranks: int) -> Iterator[PackedBatch]:
             try:
-                yield from super().iterate(epoch, first_row)
+                yield from super().iterate(epoch, first_row, **ranks)
             finally:
                 closed.append(epoch)
 

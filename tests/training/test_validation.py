@@ -12,8 +12,11 @@ import torch
 from speculators.config.schema import BestMetric
 from speculators.errors import CheckpointError
 from speculators.training.ema import WeightAverage
+from speculators.training.ranks import Ranks
 from speculators.training.rng import capture_rng, restore_rng, untouched_rng
+from speculators.training.spread import Replicated
 from speculators.training.validation import is_better, validate_undisturbed
+from speculators.training.weights import TrainedWeights
 from training.toy import seed_everything, toy_drafter
 
 
@@ -48,6 +51,7 @@ def test_a_damaged_random_state_is_one_clear_line() -> None:
 def test_validation_sees_the_average_and_leaves_no_trace() -> None:
     drafter = toy_drafter().train()
     average = WeightAverage(drafter.trainable_parameters(), 0.9)
+    weights = TrainedWeights(drafter, [], average, Replicated(drafter, Ranks()), Ranks())
     with torch.no_grad():
         drafter.fc.weight.zero_()
     drafter.fc.weight.grad = torch.ones_like(drafter.fc.weight)
@@ -65,9 +69,7 @@ def test_validation_sees_the_average_and_leaves_no_trace() -> None:
     seed_everything()
     expected = torch.rand(1)
     seed_everything()
-    assert validate_undisturbed(validate, drafter, average, contextlib.nullcontext()) == {
-        "loss": 1.0
-    }
+    assert validate_undisturbed(validate, weights, contextlib.nullcontext()) == {"loss": 1.0}
     assert seen == {"training": False, "gradients": False, "zero": False}
     assert drafter.training
     assert bool((drafter.fc.weight == 0).all())

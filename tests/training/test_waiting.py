@@ -68,8 +68,8 @@ def test_advice_comes_when_it_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Slow(Fed):
-    def iterate(self, epoch: int, first_row: int) -> Iterator[PackedBatch]:
-        for row in super().iterate(epoch, first_row):
+    def iterate(self, epoch: int, first_row: int, **ranks: int) -> Iterator[PackedBatch]:
+        for row in super().iterate(epoch, first_row, **ranks):
             time.sleep(0.02)
             self.received += 50.0
             yield row

@@ -7,6 +7,7 @@ checks of annotations draw from that one too, as often as they please.)
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import random
 from collections.abc import Callable, Iterator, Mapping
@@ -119,7 +120,7 @@ class ToyDrafter(Drafter[ToyConfig]):
     def compute_loss(self, batch: PackedBatch, teacher: nn.Module, step: StepContext) -> Output:
         candidates = self.start_candidates(batch).nonzero().flatten()
         if len(candidates) == 0:
-            zero = self.fc.weight.sum() * 0
+            zero = torch.stack([p.sum() for p in self.trainable_parameters().values()]).sum() * 0
             return Output(zero, zero.detach())
         kept = torch.rand(len(candidates), generator=step.generator("anchors")) < 0.7
         starts = candidates[kept] if kept.any() else candidates
@@ -232,6 +233,15 @@ def row_of(tokens: Tensor, supervised_from: int = 3) -> PackedBatch:
     )
 
 
+def padding_row() -> PackedBatch:
+    """A row without a token, for a rank that has none left."""
+    row = row_of(torch.arange(SEQUENCE) % SPEC.vocab_size)
+    nobody = torch.full_like(row.document_ids, -1)
+    return dataclasses.replace(
+        row, document_ids=nobody, loss_mask=torch.zeros_like(row.loss_mask), sample_ids=()
+    )
+
+
 @dataclass
 class ToyRows:
     """Rows drawn anew per epoch, a function of (seed, epoch, row)."""
@@ -248,10 +258,15 @@ class ToyRows:
     def rows_in_epoch(self, epoch: int) -> int:
         return self.num_rows
 
-    def iterate(self, epoch: int, first_row: int) -> Iterator[PackedBatch]:
-        for number in range(first_row, self.num_rows):
-            self.taken.append((epoch, number))
-            yield self.row(epoch, number)
+    def iterate(
+        self, epoch: int, first_row: int, *, rank: int = 0, world_size: int = 1
+    ) -> Iterator[PackedBatch]:
+        for first in range(first_row, self.num_rows, world_size):
+            if (number := first + rank) < self.num_rows:
+                self.taken.append((epoch, number))
+                yield self.row(epoch, number)
+            else:
+                yield padding_row()
 
     def gauges(self) -> dict[str, float]:
         return {}
