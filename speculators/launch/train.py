@@ -62,10 +62,8 @@ class _Training:
     def run(self, argv: Sequence[str]) -> dict[str, Any]:
         data = prepare_data(self.config, self.verifier)
         drafter = build_drafter(self.config, self.verifier, data)
-        write_provenance(self.folder, self.config, argv)
-        write_json(self.folder / "data_report.json", data.report.to_dict())
         self._announce(data, drafter)
-        trained = self._fit(data, drafter)
+        trained = self._fit(data, drafter, argv)
         evaluation = self._evaluate(data, trained)
         if evaluation is not None:
             write_json(self.folder / "evaluation.json", evaluation.to_dict())
@@ -99,7 +97,7 @@ class _Training:
         )
         self.console.print(f"run directory: {self.folder}", soft_wrap=True)
 
-    def _fit(self, data: PreparedData, drafter: Drafter[Any]) -> TrainResult:
+    def _fit(self, data: PreparedData, drafter: Drafter[Any], argv: Sequence[str]) -> TrainResult:
         layer_ids = list(drafter.config.target_layer_ids or ())
         source = open_source(self.config, self.verifier, layer_ids)
         head = self.verifier.head()
@@ -133,6 +131,10 @@ class _Training:
                 run_yaml=to_yaml(self.config),
                 console=self.console,
             )
+            trainer.restore()
+            # Not before it is clear that this is the run of the folder, or a new one.
+            write_provenance(self.folder, self.config, argv)
+            write_json(self.folder / "data_report.json", data.report.to_dict())
             return trainer.fit()
         finally:
             source.close()

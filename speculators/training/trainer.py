@@ -106,6 +106,7 @@ class Trainer:
         self._fingerprints = {"rows": loader.fingerprint, **(fingerprints or {})}
         self._run_yaml = run_yaml or json.dumps(self._plain_settings, indent=2) + "\n"
         self._saved_step = 0
+        self._restored = False
 
     def fit(self) -> TrainResult:
         """Train to the last step, or return at once when an earlier start has done so.
@@ -116,7 +117,7 @@ class Trainer:
             HiddenStateOutageError: no more hidden states could be had; everything is saved.
             SpeculatorsError: too many steps in a row were not finite.
         """
-        self._restore()
+        self.restore()
         state = self._state
         if state.position.step >= self._total_steps and not state.validation_due:
             self._say(
@@ -138,8 +139,16 @@ class Trainer:
                 raise HiddenStateOutageError(f"{error}. {self._save_last(journal)}") from error
         return self._result()
 
-    def _restore(self) -> None:
-        """Load the newest complete checkpoint, if there is one and it is this run's."""
+    def restore(self) -> None:
+        """Load the newest complete checkpoint, if there is one and it is this run's.
+
+        `fit` does it too; called before, a refusal comes before the caller has written anything.
+
+        Raises:
+            CheckpointError: the run's checkpoints belong to other settings, or are damaged.
+        """
+        if self._restored:
+            return
         self._checkpoints.remove_unfinished()
         for name in self._checkpoints.incomplete():
             self._say(f"checkpoints/{name}: is not complete, so it is left alone")
@@ -149,6 +158,7 @@ class Trainer:
         self._state.settings = self._plain_settings
         self._state.fingerprints = self._fingerprints
         self._state.total_steps = self._total_steps
+        self._restored = True
 
     def _go_on_from(self, name: str) -> None:
         root, settings = self._checkpoints.root, self._settings

@@ -88,6 +88,14 @@ def test_a_finished_run_is_not_trained_again(folder: Path, result: dict[str, Any
     assert again["acceptance_length"] == result["acceptance_length"]
 
 
+def test_a_refused_resume_leaves_the_run_as_it_was(folder: Path, result: dict[str, Any]) -> None:
+    names = ("resolved.yaml", "provenance.json", "data_report.json", "metrics.jsonl")
+    before = {name: (folder / "first" / name).read_bytes() for name in names}
+    with pytest.raises(CheckpointError, match=r"speculator.block_size: saved 8, now 4"):
+        train.run(configured(folder, "first", "speculator.block_size=4"))
+    assert {name: (folder / "first" / name).read_bytes() for name in names} == before
+
+
 def test_the_same_seed_gives_the_same_run(folder: Path, result: dict[str, Any]) -> None:
     train.run(configured(folder, "twin", "evaluation.enabled=false"))
     first, twin = (folder / name / "metrics.jsonl" for name in ("first", "twin"))
