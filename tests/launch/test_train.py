@@ -220,6 +220,7 @@ def test_stored_states_train_the_same_drafter(folder: Path, result: dict[str, An
         (["speculator.mask_token_id=1261"], ConfigError, "speculator.mask_token_id=1261"),
         (["speculator.draft_vocab_size=99999"], ConfigError, "speculator.draft_vocab_size=99999"),
         (["data=jsonl", "data.path=/nowhere/at/all.jsonl"], DataError, "/nowhere/at/all.jsonl"),
+        (["evaluation.prompts=/nowhere.jsonl"], DataError, "evaluation.prompts=/nowhere.jsonl"),
         (["speculator.from_pretrained=/nowhere"], CheckpointError, "/nowhere/config.json"),
     ],
 )
