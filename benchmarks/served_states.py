@@ -1,4 +1,4 @@
-"""How far a server's hidden states are from those of the verifier in this process.
+r"""How far a server's hidden states are from those of the verifier in this process.
 
     speculators serve verifier=tiny speculator=dflash verifier.dtype=float32 -- --enforce-eager
     python benchmarks/served_states.py hidden_states.endpoints=[http://localhost:8000/v1] \\

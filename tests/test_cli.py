@@ -26,6 +26,8 @@ from pathlib import Path
 import speculators.errors
 
 def run(config, argv):
+    if config.seed == 6:
+        raise speculators.errors.DataError("nothing.jsonl: no such file")
     folder = Path(config.output_dir)
     (folder / "seen.txt").write_text(f"{config.speculator.block_size} {config.seed}")
     if config.seed == 3:
@@ -101,6 +103,14 @@ def test_a_multirun_has_a_folder_per_job(tmp_path: Path) -> None:
 def test_an_error_of_a_stage_is_one_line(tmp_path: Path) -> None:
     done = run(STAGE, "seed=3", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (3, "error: rows.jsonl:7: not JSON\n")
+
+
+def test_a_stage_that_wrote_nothing_leaves_no_run_directory(tmp_path: Path) -> None:
+    done = run(STAGE, "seed=6", "output_dir=runs/mine", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (3, "error: nothing.jsonl: no such file\n")
+    assert not (tmp_path / "runs" / "mine").exists()
+    run(STAGE, "seed=3", "output_dir=runs/mine", cwd=tmp_path)
+    assert [path.name for path in (tmp_path / "runs" / "mine").iterdir()] == ["seen.txt"]
 
 
 def test_hydra_full_error_shows_where_it_came_from(tmp_path: Path) -> None:

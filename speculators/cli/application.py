@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -50,11 +52,18 @@ class Task:
             stage = importlib.import_module(spread or self.command.module)
             result = stage.run(config, self.argv)
         except SpeculatorsError as error:
+            _leave_nothing(Path(state.runtime.output_dir))
             if state.mode is RunMode.MULTIRUN:
                 raise
             self.error = error
             return None
         return result.get(OBJECTIVE) if isinstance(result, Mapping) else result
+
+
+def _leave_nothing(run_dir: Path) -> None:
+    """Remove the run directory Hydra has made, if the stage wrote nothing into it."""
+    with contextlib.suppress(OSError):
+        run_dir.rmdir()
 
 
 def start(command: Command, arguments: Sequence[str], passed_on: Sequence[str] = ()) -> None:

@@ -27,13 +27,23 @@ _HEADER = """\
 # In Python:   speculators.config.loading.load_run_config("THIS_FOLDER/{stem}.yaml")
 """
 
+_MAYBE_FILES = (
+    ("verifier", "name_or_path"),
+    ("verifier", "template"),
+    ("speculator", "from_pretrained"),
+    ("data", "path"),
+    ("data", "validation_path"),
+    ("evaluation", "prompts"),
+)
+_WORDS = ("tiny", "checkpoint", "auto", "plain")
+
 
 def to_config(composed: DictConfig, output_dir: str | None = None) -> Config:
     """Turn a composed configuration into typed objects, and validate it.
 
     Args:
         composed: a configuration typed by the schemas; Hydra's own node is left aside.
-        output_dir: the run directory, where Hydra decided it. Folders become absolute.
+        output_dir: the run directory, where Hydra decided it. Paths become absolute.
 
     Raises:
         ConfigError: missing values, wrong types and failed checks, all at once.
@@ -55,8 +65,8 @@ def to_config(composed: DictConfig, output_dir: str | None = None) -> Config:
     problems.extend(found)
     if problems:
         raise ConfigError(problems)
-    config.output_dir = os.path.abspath(output_dir or config.output_dir)
-    config.cache_dir = os.path.abspath(config.cache_dir)
+    config.output_dir = output_dir or config.output_dir
+    _make_absolute(config)
     return config
 
 
@@ -112,6 +122,23 @@ def one_line(error: BaseException) -> str:
     noise = ("full_key:", "object_type=", "reference_type=")
     message = " ".join(part for part in lines if not part.startswith(noise))
     return ": ".join([*(key for key in keys[:1] if key), message])
+
+
+def _make_absolute(config: Config) -> None:
+    """Let paths mean the same from any working directory: the configuration will be saved.
+
+    Names that are no file here (hub ids, patterns, what is missing) stay as they were typed.
+    """
+    config.output_dir = os.path.abspath(config.output_dir)
+    config.cache_dir = os.path.abspath(config.cache_dir)
+    store = config.hidden_states.store_path
+    if store is not None:
+        config.hidden_states.store_path = os.path.abspath(os.path.expanduser(store))
+    for group, name in _MAYBE_FILES:
+        part = getattr(config, group)
+        value = getattr(part, name)
+        if value is not None and value not in _WORDS and os.path.exists(value):
+            setattr(part, name, os.path.abspath(value))
 
 
 def _convert(composed: DictConfig, name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -38,6 +39,8 @@ def find_problems(schema: Any, path: str = "") -> Iterator[str]:
         value = getattr(schema, field.name)
         if is_dataclass(value):
             yield from find_problems(value, prefix + field.name)
+        elif isinstance(value, float) and not math.isfinite(value):
+            yield line(prefix + field.name, value, "must be a finite number")
 
 
 def _wrong_name(schema: Any, group: str) -> Iterator[str]:

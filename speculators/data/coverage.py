@@ -12,7 +12,6 @@ from torch import Tensor
 
 from speculators.data.template import VerifierTokenizer
 from speculators.data.vocabulary import DraftVocabulary
-from speculators.errors import ConfigError
 
 _LEFT_OUT = 20
 _WARN_BELOW = 0.9
@@ -102,21 +101,6 @@ def vocabulary_coverage(
             if int(of.sum()) > _WARN_SHARE * total
         },
     )
-
-
-def size_for_coverage(counts: Int[Tensor, "vocab"], coverage: float) -> int:
-    """Return the smallest draft vocabulary that covers a share of the supervised tokens.
-
-    Raises:
-        ConfigError: the share is not between 0 and 1.
-    """
-    if not 0 < coverage <= 1:
-        raise ConfigError(f"coverage={coverage}: must lie above 0 and at most at 1")
-    ordered = counts.sort(descending=True).values.cumsum(0).double()
-    if not len(ordered) or float(ordered[-1]) == 0:
-        return 1
-    reached = ordered >= coverage * ordered[-1] - 1e-9
-    return int(reached.int().argmax()) + 1
 
 
 def coverage_view(

@@ -321,12 +321,6 @@ class VerifierTokenizer:
         """Id of the unknown token, or None."""
         return self._tokenizer.unk_token_id
 
-    @cached_property
-    def reserved_ids(self) -> frozenset[int]:
-        """Ids with a meaning of their own: begin, end, end of turn, padding."""
-        named = (getattr(self._tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad"))
-        return frozenset(i for i in named if i is not None) | self.end_of_turn_ids
-
     @property
     def end_of_turn_ids(self) -> frozenset[int]:
         """Ids that end an answer, the verifier's own and the template's."""

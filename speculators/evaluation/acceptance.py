@@ -118,11 +118,6 @@ class Acceptance:
         """Accepted share of the drafted tokens."""
         return sum(self.per_position) / self.num_draft_tokens
 
-    @property
-    def calls_saved(self) -> float:
-        """Share of verifier calls after the prefill that plain decoding would have needed more."""
-        return 1.0 - 1.0 / self.length
-
     def length_interval(self, *, seed: int = 0) -> tuple[float, float] | None:
         """Return the 95 % interval of tau, resampling prompts; None with fewer than two.
 

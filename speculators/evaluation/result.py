@@ -114,6 +114,11 @@ class EvaluationResult:
     examples: tuple[Example, ...]
 
     @property
+    def seed(self) -> int:
+        """Seed of sampling and of every interval."""
+        return int(self.settings.get("seed", 0))
+
+    @property
     def num_prompts(self) -> int:
         """Prompts decoded."""
         return self.acceptance.num_prompts
@@ -135,7 +140,7 @@ class EvaluationResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return every number with its definition, ready for JSON."""
-        seed = int(self.settings.get("seed", 0))
+        seed = self.seed
         return {
             **self.acceptance.to_dict(seed=seed),
             "num_prompts": self.num_prompts,

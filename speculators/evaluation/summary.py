@@ -27,14 +27,14 @@ def summary_table(result: EvaluationResult) -> Table:
     for name in ("n", "tau", "95 %", "rate", *(f"#{k}" for k in range(1, shown + 1))):
         table.add_column(name, justify="right", no_wrap=True)
     for name, part in result.by_category.items():
-        table.add_row(name, *_row(part, shown))
+        table.add_row(name, *_row(part, shown, result.seed))
     table.add_section()
-    table.add_row("all", *_row(result.acceptance, shown), style="bold")
+    table.add_row("all", *_row(result.acceptance, shown, result.seed), style="bold")
     return table
 
 
-def _row(part: Acceptance, shown: int) -> list[str]:
-    interval = part.length_interval()
+def _row(part: Acceptance, shown: int, seed: int) -> list[str]:
+    interval = part.length_interval(seed=seed)
     return [
         str(part.num_prompts),
         f"{part.length:.3f}",

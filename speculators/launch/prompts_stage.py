@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from speculators.config.schema import EvaluationConfig
-from speculators.data.prepared import PreparedData, SampleSet
+from speculators.data.prepared import PreparedData, SampleSet, prompt_of
 from speculators.data.template import VerifierTokenizer
 from speculators.evaluation.prompts import Prompt, read_prompts
 
@@ -35,10 +35,9 @@ def held_out_prompts(
         if limit is not None and len(prompts) == limit:
             break
         sample = samples[index]
-        first = int(sample.loss_mask.int().argmax())
-        if sample.conversation_id in prompts or first == 0:
+        ids = tuple(prompt_of(sample).tolist())
+        if sample.conversation_id in prompts or not ids:
             continue
-        ids = tuple(sample.input_ids[:first].tolist())
         prompts[sample.conversation_id] = Prompt(
             turns=(tokenizer.decode(ids),),
             prompt_id=sample.conversation_id,

@@ -19,7 +19,9 @@ from speculators.data.coverage import coverage_view, vocabulary_coverage
 from speculators.data.loader import RowLoader
 from speculators.data.prepared import PreparedData, SampleSet
 from speculators.data.report import print_report
+from speculators.errors import DataError
 from speculators.evaluation.evaluate import evaluate
+from speculators.evaluation.prompts import Prompt
 from speculators.evaluation.report import write_report
 from speculators.evaluation.result import EvaluationResult
 from speculators.evaluation.summary import summary_table
@@ -68,14 +70,12 @@ class _Training:
         with self.ranks.main_first():
             data = prepare_data(self.config, self.verifier)
         drafter = build_drafter(self.config, self.verifier, data)
-        if self.ranks.is_main:
-            write_provenance(self.folder, self.config, argv)
-            write_json(self.folder / "data_report.json", data.report.to_dict())
+        prompts = self._prompts(data)
         self._announce(data, drafter)
-        trained = self._fit(data, drafter)
+        trained = self._fit(data, drafter, argv)
         if not self.ranks.is_main:
             return {}
-        evaluation = self._evaluate(data, trained)
+        evaluation = self._evaluate(prompts, trained)
         if evaluation is not None:
             write_json(self.folder / "evaluation.json", evaluation.to_dict())
             self.console.print(summary_table(evaluation))
@@ -108,7 +108,7 @@ class _Training:
         )
         self.console.print(f"run directory: {self.folder}", soft_wrap=True)
 
-    def _fit(self, data: PreparedData, drafter: Drafter[Any]) -> TrainResult:
+    def _fit(self, data: PreparedData, drafter: Drafter[Any], argv: Sequence[str]) -> TrainResult:
         layer_ids = list(drafter.config.target_layer_ids or ())
         source = open_source(_share_of(self.config, self.ranks), self.verifier, layer_ids)
         head = self.verifier.head()
@@ -143,6 +143,11 @@ class _Training:
                 console=self.console,
                 ranks=self.ranks,
             )
+            trainer.restore()
+            # Not before it is clear that this is the run of the folder, or a new one.
+            if self.ranks.is_main:
+                write_provenance(self.folder, self.config, argv)
+                write_json(self.folder / "data_report.json", data.report.to_dict())
             return trainer.fit()
         finally:
             source.close()
@@ -160,11 +165,26 @@ class _Training:
             shuffle=shuffle,
         )
 
-    def _evaluate(self, data: PreparedData, trained: TrainResult) -> EvaluationResult | None:
-        """Decode with the best checkpoint, read back from its folder as a server would."""
+    def _prompts(self, data: PreparedData) -> list[Prompt]:
+        """Return what will be decoded after training; none where nothing will be.
+
+        Read before training, so that a bad file does not show after hours.
+        """
         settings = self.config.evaluation
         in_process = self.config.hidden_states.mode is HiddenStatesMode.embedded
-        if not settings.enabled or trained.best_checkpoint is None or not in_process:
+        if not settings.enabled or not in_process:
+            return []
+        prompts = find_prompts(settings, self.verifier.tokenizer, lambda: data)
+        if not prompts:
+            raise DataError(
+                "evaluation.prompts=null: no held-out conversation begins with a prompt; give "
+                "evaluation.prompts=FILE, or evaluation.enabled=false"
+            )
+        return prompts
+
+    def _evaluate(self, prompts: list[Prompt], trained: TrainResult) -> EvaluationResult | None:
+        """Decode with the best checkpoint, read back from its folder as a server would."""
+        if not prompts or trained.best_checkpoint is None:
             return None
         drafter = read_model(
             trained.best_checkpoint,
@@ -172,14 +192,12 @@ class _Training:
             tables=self.verifier.tables(),
             attention=self.config.attention,
         ).to(self.verifier.device)
-        tokenizer = self.verifier.tokenizer
-        prompts = find_prompts(settings, tokenizer, lambda: data)
         return evaluate(
             self.verifier.model(),
             drafter,
-            tokenizer,
+            self.verifier.tokenizer,
             prompts,
-            settings,
+            self.config.evaluation,
             seed=self.config.seed,
             console=self.console,
         )

@@ -109,14 +109,19 @@ def choose_device(name: str) -> torch.device:
 
 
 def prepare_data(config: Config, verifier: Verifier) -> PreparedData:
-    """Return the tokenised conversations, from the cache when the same inputs were prepared."""
+    """Return the tokenised conversations, from the cache when the same inputs were prepared.
+
+    No sample is longer than a packed row, nor than the verifier's context: behind its end there are
+    no states worth learning from.
+    """
     settings = config.data
+    longest = min(config.training.sequence_length, verifier.spec.max_position_embeddings)
     rewrites = settings.regenerate.enabled
     return prepare(
         settings,
         verifier.tokenizer,
         vocab_size=verifier.spec.vocab_size,
-        sequence_length=config.training.sequence_length,
+        sequence_length=longest,
         validation_fraction=config.training.validation_fraction,
         seed=config.seed,
         cache_dir=Path(config.cache_dir),

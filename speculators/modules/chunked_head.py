@@ -30,7 +30,7 @@ from speculators.modules.divergences import (
     needs_verifier,
 )
 from speculators.modules.gemm import matmul_t, pad_rows
-from speculators.modules.partition import expectation, partition
+from speculators.modules.partition import expectation, partition, top_entries
 
 _CHUNK_BYTES = {"cpu": 8 * 2**20}
 _CHUNK_BYTES_ACCELERATOR = 512 * 2**20
@@ -61,7 +61,7 @@ class ChunkedLoss:
     Attributes:
         loss: weighted sum of the terms, differentiable with respect to `hidden`.
         terms: every term unweighted, detached.
-        correct: whether the slot's target has the largest logit.
+        correct: whether the slot's target is what would be drafted, `top_tokens`.
     """
 
     loss: Float[Tensor, "slot"]
@@ -125,7 +125,7 @@ def _tiled(
     teacher: Teacher | None,
 ) -> ChunkedLoss:
     """Compute `ce` and `kl` from log-partitions."""
-    part = partition(x, head, labels, targets)
+    part = partition(x, head, labels)
     terms: dict[str, Tensor] = {}
     if "ce" in weights:
         terms["ce"] = torch.where(labels >= 0, part.log_partition - part.label_logit, 0)
@@ -135,9 +135,11 @@ def _tiled(
         index = teacher.index.to(x.device, non_blocking=True)
         expected_logit = (x.to(moments.mean.dtype) * moments.mean[index]).sum(-1)
         terms["kl"] = part.log_partition - expected_logit + moments.negative_entropy[index]
-    loss = sum((weights[name] * terms[name] for name in weights), torch.zeros_like(part.top))
+    loss = sum(
+        (weights[name] * terms[name] for name in weights), torch.zeros_like(part.log_partition)
+    )
     detached = {name: term.detach() for name, term in terms.items()}
-    return ChunkedLoss(loss, detached, part.target_logit >= part.top)
+    return ChunkedLoss(loss, detached, part.top_token == targets)
 
 
 class _RowChunks(torch.autograd.Function):
@@ -160,9 +162,7 @@ class _RowChunks(torch.autograd.Function):
         grad_x = torch.zeros_like(x) if ctx.needs_input_grad[0] and not trained else None
         for rows in _chunks(x, head):
             logits = _draft_logits(x[rows], head)
-            target = targets[rows]
-            found = logits.gather(1, target.clamp(min=0)[:, None])[:, 0]
-            correct[rows] = (target >= 0) & (found >= logits.amax(-1))
+            correct[rows] = top_entries(logits)[1] == targets[rows]
             grad = _compare(logits, rows, weights, labels, teacher, values)
             if grad_x is not None:
                 padded = matmul_t(pad_rows(grad.to(head.dtype)), head.T)

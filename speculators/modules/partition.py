@@ -33,14 +33,12 @@ class Partition(NamedTuple):
     Attributes:
         log_partition: log sum exp of the logits.
         label_logit: logit of the row's label; 0 for label -1.
-        target_logit: logit of the row's target; -inf for target -1.
-        top: largest logit.
+        top_token: token of the largest logit, the first one among equals, as `top_tokens` has it.
     """
 
     log_partition: Float[Tensor, "row"]
     label_logit: Float[Tensor, "row"]
-    target_logit: Float[Tensor, "row"]
-    top: Float[Tensor, "row"]
+    top_token: Int[Tensor, "row"]
 
 
 class Expectation(NamedTuple):
@@ -59,18 +57,16 @@ def partition(
     hidden: Float[Tensor, "row hidden"],
     head: Float[Tensor, "vocab hidden"],
     labels: Int[Tensor, "row"],
-    targets: Int[Tensor, "row"],
 ) -> Partition:
     """Summarise the logits of every row, differentiable with respect to `hidden`.
 
     Args:
         hidden: input of the head, in the number format of `head`.
         head: frozen.
-        labels: token whose logit is wanted with gradient, -1 for none.
-        targets: token whose logit is wanted without, -1 for none.
+        labels: token whose logit is wanted, -1 for none.
     """
     x = hidden if torch.is_grad_enabled() else hidden.detach()
-    return Partition(*_PartitionFunction.apply(x, head, labels, targets))
+    return Partition(*_PartitionFunction.apply(x, head, labels))
 
 
 def expectation(
@@ -102,7 +98,7 @@ def top_tokens(
             best = torch.full((len(x),), -torch.inf, device=x.device, dtype=_wide(x.dtype))
             token = torch.zeros(len(x), dtype=torch.int64, device=x.device)
             for tile in _vocab_tiles(x, head):
-                top, index = _top(matmul_t(x, head[tile]))
+                top, index = top_entries(matmul_t(x, head[tile]))
                 token = torch.where(top > best, index + tile.start, token)
                 best = torch.maximum(top.to(best.dtype), best)
             parts.append(token)
@@ -111,31 +107,26 @@ def top_tokens(
 
 class _PartitionFunction(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, head: Tensor, labels: Tensor, targets: Tensor
-    ) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         wanted = ctx.needs_input_grad[0]
         logits_of: list[tuple[Tensor, ...]] = []
         means: list[Tensor] = []
         for rows, x in _row_tiles(hidden):
             running = _Running(x, head.shape[1] if wanted else 0)
-            picks = [_Pick(ids, rows, x) for ids in (labels, targets)]
+            pick = _Pick(labels, rows, x)
             for tile in _vocab_tiles(x, head):
                 logits = _logits(x, head[tile], None)
-                for pick in picks:
-                    pick.look(logits, tile)
-                running.add(logits, head[tile] if wanted else None)
-            found = (running.log_partition(), *(pick.found for pick in picks), running.top * _LN2)
-            logits_of.append(found)
+                pick.look(logits, tile)
+                running.add(logits, head[tile] if wanted else None, start=tile.start)
+            logits_of.append((running.log_partition(), pick.found, running.token))
             means.append(running.mean / running.total[:, None])
         out = [torch.cat(part)[: len(hidden)] for part in zip(*logits_of, strict=True)]
         label_logit = torch.where(labels >= 0, out[1] * _LN2, 0)
-        target_logit = torch.where(targets >= 0, out[2] * _LN2, -torch.inf)
         if wanted:
             ctx.save_for_backward(torch.cat(means)[: len(hidden)], head, labels)
             ctx.number_format = hidden.dtype
-        ctx.mark_non_differentiable(target_logit, out[3])
-        return out[0], label_logit, target_logit, out[3]
+        ctx.mark_non_differentiable(out[2])
+        return out[0], label_logit, out[2]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -143,7 +134,7 @@ class _PartitionFunction(torch.autograd.Function):
         of_label = grads[1] * (labels >= 0)
         grad = grads[0][:, None] * mean
         grad.addcmul_(of_label[:, None], head[labels.clamp(min=0)].to(grad.dtype))
-        return grad.to(ctx.number_format), None, None, None
+        return grad.to(ctx.number_format), None, None
 
 
 class _Running:
@@ -155,13 +146,29 @@ class _Running:
     def __init__(self, x: Tensor, width: int) -> None:
         wide = _wide(x.dtype)
         self.top = torch.full((len(x),), -1e30, dtype=wide, device=x.device)
+        self.token = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         self.total = torch.zeros_like(self.top)
         self.cross = torch.zeros_like(self.top)
         self.mean = torch.zeros(len(x), width, dtype=wide, device=x.device)
 
-    def add(self, logits: Tensor, values: Tensor | None, *, entropy: bool = False) -> None:
-        """Take in a vocabulary tile; `logits` (base 2, `row tile`) are overwritten."""
-        top = torch.maximum(self.top, logits.amax(-1))
+    def add(
+        self,
+        logits: Tensor,
+        values: Tensor | None,
+        *,
+        start: int | None = None,
+        entropy: bool = False,
+    ) -> None:
+        """Take in a vocabulary tile; `logits` (base 2, `row tile`) are overwritten.
+
+        With `start`, the tile's first token, `token` follows the largest logit.
+        """
+        if start is None:
+            here = logits.amax(-1)
+        else:
+            here, index = top_entries(logits)
+            self.token = torch.where(here > self.top, index + start, self.token)
+        top = torch.maximum(self.top, here)
         step = self.top - top
         shrink = step.exp2()
         logits.sub_(top[:, None])
@@ -208,8 +215,10 @@ def _logits(x: Tensor, head: Tensor, softcap: float | None) -> Tensor:
     return logits.mul_(_LOG2E)
 
 
-def _top(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the largest entry of each row and its index.
+def top_entries(
+    logits: Float[Tensor, "row vocab"],
+) -> tuple[Float[Tensor, "row"], Int[Tensor, "row"]]:
+    """Return the largest entry of each row and its index, the first one among equals.
 
     Finds the value per group of columns first: several times faster on a CPU than `max`, which
     carries the index through the whole row.

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
+from torch.multiprocessing.spawn import spawn
 
 from speculators.training.ranks import Ranks
 
@@ -27,9 +27,7 @@ def run_distributed(function: Callable[..., None], world_size: int, *arguments: 
         arguments: what can be pickled.
     """
     with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(
-            _join, (world_size, str(Path(folder) / "meeting"), function, arguments), world_size
-        )
+        spawn(_join, (world_size, str(Path(folder) / "meeting"), function, arguments), world_size)
 
 
 def _join(

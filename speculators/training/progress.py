@@ -11,11 +11,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 _PLAIN_SECONDS = 10.0
-_SHOWN = {
+SHOWN = {
     ("train", "loss"): "loss {:.3f}",
-    ("train", "acceptance_length"): "tau {:.2f} (anchors)",
-    ("validation", "acceptance_length"): "tau {:.2f} (validation)",
+    ("train", "block_acceptance_length"): "tau {:.2f} (blocks)",
+    ("validation", "loss"): "validation loss {:.3f}",
+    ("validation", "acceptance_length"): "tau {:.2f} (walk)",
 }
+"""Kind of line and metric -> how it is shown; a metric that a line lacks is not."""
 
 
 class TrainingProgress:
@@ -80,7 +82,7 @@ class TrainingProgress:
         Without a terminal, training lines are printed at most every ten seconds and at the end,
         validation lines always.
         """
-        for (kind, name), form in _SHOWN.items():
+        for (kind, name), form in SHOWN.items():
             if line.get("kind") == kind and isinstance(line.get(name), float | int):
                 self._values[kind, name] = form.format(line[name])
         values = self._shown()
@@ -92,10 +94,7 @@ class TrainingProgress:
         if due or line.get("kind") == "validation":
             self._last_line = now
             left = _duration(self._seconds_left())
-            self.say(
-                f"step {self._step}/{self._total}  {line.get('kind')}  {values}  {self._rate()}"
-                f"  {left} left"
-            )
+            self.say(f"step {self._step}/{self._total}  {values}  {self._rate()}  {left} left")
 
     def say(self, text: str) -> None:
         """Print one line above the bar."""

@@ -134,6 +134,7 @@ class Trainer:
         self._saved_step = 0
         self._watchdog = Watchdog(ranks.rank, config.launcher.stall_seconds, _print_line)
         self._waiting = Waiting(loader)
+        self._restored = False
 
     def fit(self) -> TrainResult:
         """Train to the last step, or return at once when an earlier start has done so.
@@ -144,7 +145,7 @@ class Trainer:
             HiddenStateOutageError: no more hidden states could be had; everything is saved.
             SpeculatorsError: too many steps in a row were not finite.
         """
-        self._restore()
+        self.restore()
         state = self._state
         if state.position.step >= self._total_steps and not state.validation_due:
             self._say(
@@ -172,8 +173,16 @@ class Trainer:
             return NoJournal()
         return Journal(self._run_dir, self._state, self._total_steps, self._tracker, self._console)
 
-    def _restore(self) -> None:
-        """Load the newest complete checkpoint, if there is one and it is this run's."""
+    def restore(self) -> None:
+        """Load the newest complete checkpoint, if there is one and it is this run's.
+
+        `fit` does it too; called before, a refusal comes before the caller has written anything.
+
+        Raises:
+            CheckpointError: the run's checkpoints belong to other settings, or are damaged.
+        """
+        if self._restored:
+            return
         with self._ranks.main_first():
             self._checkpoints.remove_unfinished()
         for name in self._checkpoints.incomplete():
@@ -184,6 +193,7 @@ class Trainer:
         self._state.settings = self._plain_settings
         self._state.fingerprints = self._fingerprints
         self._state.total_steps = self._total_steps
+        self._restored = True
 
     def _go_on_from(self, name: str) -> None:
         root, settings = self._checkpoints.root, self._settings

@@ -60,9 +60,12 @@ VALUES = {
     "speculator.block_size=1": BLOCK,
     "speculator.target_layer_ids=[3, 1]": "ids must ascend, as the server stores them: [1, 3]",
     "optimizer.lr=-1.0": "must be greater than 0",
+    "optimizer.beta1=1.0": "must be 0 or more and below 1",
+    "speculator.loss.kl=nan": "must be a finite number",
+    "seed=-1": "must be 0 or more",
     "optimizer.name=muon": "names the schema: choose with optimizer=muon",
     "training.validation_fraction=1.0": "must lie between 0 and 1",
-    "launcher.num_processes=2": "launcher=single runs one",
+    "launcher.num_processes=2": "launcher=single runs one: use ddp",
 }
 OTHERS = {
     "foo": "not an override: write key=value",

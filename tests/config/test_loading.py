@@ -50,6 +50,19 @@ def test_a_saved_configuration_still_knows_its_keys(tmp_path: Path) -> None:
     ]
 
 
+def test_paths_mean_the_same_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").touch()
+    (tmp_path / "tiny").mkdir()
+    config = compose("train", ["data.path=rows.jsonl", "hidden_states.store_path=store"])
+    assert config.data.path == str(tmp_path / "rows.jsonl")
+    assert config.hidden_states.store_path == str(tmp_path / "store")
+    assert config.verifier.name_or_path == "tiny", "a word, whatever folders there are"
+    assert compose("train", ["data.path=no/such.jsonl"]).data.path == "no/such.jsonl"
+
+
 def edited(tmp_path: Path, old: str, new: str) -> str:
     path = tmp_path / "resolved.yaml"
     text = to_yaml(compose("train"))

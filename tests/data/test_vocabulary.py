@@ -7,7 +7,6 @@ import torch
 
 from speculators.data.coverage import (
     coverage_view,
-    size_for_coverage,
     tau_cap,
     vocabulary_coverage,
 )
@@ -93,20 +92,6 @@ def test_coverage() -> None:
     ]
     assert coverage_view(report, 4096).row_count == 6
     assert vocabulary_coverage(vocabulary, counts_of(10), 7).coverage == 1.0
-
-
-def test_size_for_a_coverage() -> None:
-    counts = counts_of(10, t1=90, t2=6, t3=4)
-    assert [size_for_coverage(counts, share) for share in (0.5, 0.9, 0.96, 0.97, 1.0)] == [
-        1,
-        1,
-        2,
-        3,
-        3,
-    ]
-    assert size_for_coverage(counts_of(10), 0.9) == 1
-    with pytest.raises(ConfigError, match="must lie above 0 and at most at 1"):
-        size_for_coverage(counts, 0.0)
 
 
 def test_unused_rows_are_ranked() -> None:

@@ -18,7 +18,6 @@ def test_numbers_of_a_small_case() -> None:
     assert acceptance.per_position == [0.75, 0.5, 0.25]
     assert acceptance.length == 1 + 6 / 4
     assert acceptance.rate == 6 / 12
-    assert acceptance.calls_saved == pytest.approx(1 - 4 / 10)
 
 
 def test_published_table_adds_up() -> None:

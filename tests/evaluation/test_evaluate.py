@@ -140,12 +140,14 @@ def test_bar_and_table_show_the_numbers() -> None:
     verifier, drafter, tokenizer = parts()
     config = EvaluationConfig(max_new_tokens=10)
     screen = Console(file=io.StringIO(), force_terminal=True, width=120)
-    result = evaluate(verifier, drafter, tokenizer, PROMPTS, config, seed=0, console=screen)
+    result = evaluate(verifier, drafter, tokenizer, PROMPTS, config, seed=7, console=screen)
     assert "tau" in screen.file.getvalue()  # type: ignore[attr-defined]
     screen.print(summary_table(result))
     shown = screen.file.getvalue()  # type: ignore[attr-defined]
     assert f"{result.acceptance.length:.3f}" in shown
     assert "lossless on 3 of 3 prompts" in shown
+    low, high = result.to_dict()["acceptance_length_ci95"]
+    assert f"{low:.2f}-{high:.2f}" in shown
     quiet = Console(file=io.StringIO())
     evaluate(verifier, drafter, tokenizer, PROMPTS, config, seed=0, console=quiet)
     assert quiet.file.getvalue() == ""  # type: ignore[attr-defined]

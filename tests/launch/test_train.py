@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,12 @@ from typing import Any
 import pytest
 
 from speculators.config.composition import compose
+from speculators.config.loading import load_run_config
 from speculators.config.schema import Config
+from speculators.conversion.layout import read_serving_config
 from speculators.errors import CheckpointError, ConfigError, DataError
 from speculators.launch import evaluate, prepare, train
+from speculators.launch.verifier_stage import Verifier, prepare_data
 
 RESULT_KEYS = {
     "acceptance_length",
@@ -84,6 +88,14 @@ def test_a_finished_run_is_not_trained_again(folder: Path, result: dict[str, Any
     assert again["acceptance_length"] == result["acceptance_length"]
 
 
+def test_a_refused_resume_leaves_the_run_as_it_was(folder: Path, result: dict[str, Any]) -> None:
+    names = ("resolved.yaml", "provenance.json", "data_report.json", "metrics.jsonl")
+    before = {name: (folder / "first" / name).read_bytes() for name in names}
+    with pytest.raises(CheckpointError, match=r"speculator.block_size: saved 8, now 4"):
+        train.run(configured(folder, "first", "speculator.block_size=4"))
+    assert {name: (folder / "first" / name).read_bytes() for name in names} == before
+
+
 def test_the_same_seed_gives_the_same_run(folder: Path, result: dict[str, Any]) -> None:
     train.run(configured(folder, "twin", "evaluation.enabled=false"))
     first, twin = (folder / name / "metrics.jsonl" for name in ("first", "twin"))
@@ -99,6 +111,44 @@ def test_evaluate_takes_verifier_and_prompts_from_the_checkpoint(
     assert found["acceptance_length"] == result["acceptance_length"]
     assert found["lossless_prompts"] == 2
     assert (folder / "eval" / "evaluation.json").exists()
+
+
+def test_a_checkpoint_cannot_switch_on_code_and_the_command_line_wins(
+    folder: Path, result: dict[str, Any]
+) -> None:
+    checkpoint = Path(result["checkpoint"])
+    trained_with = load_run_config(checkpoint / "run.yaml")
+    trained_with.verifier.trust_remote_code = True
+    trained_with.verifier.template = "plain"
+    serving = read_serving_config(checkpoint)
+
+    asked = configured(folder, "eval", f"checkpoint={checkpoint}", command="evaluate")
+    found = evaluate.with_verifier(asked, trained_with, serving).verifier
+    assert (found.trust_remote_code, found.template) == (False, "plain")
+    assert found.name_or_path == serving["speculators_config"]["verifier"]["name_or_path"]
+
+    asked.verifier.template, asked.verifier.dtype = "mine.jinja", "float32"
+    asked.verifier.trust_remote_code = True
+    found = evaluate.with_verifier(asked, trained_with, serving).verifier
+    assert (found.trust_remote_code, found.template, found.dtype) == (True, "mine.jinja", "float32")
+
+
+def test_a_checkpoint_that_names_no_verifier_is_refused_in_one_line(
+    folder: Path, result: dict[str, Any]
+) -> None:
+    asked = configured(folder, "eval", f"checkpoint={result['checkpoint']}", command="evaluate")
+    with pytest.raises(CheckpointError, match=r"names no verifier .*; give verifier=hf"):
+        evaluate.with_verifier(asked, None, {"speculators_model_type": "dflash"})
+
+
+def test_no_sample_is_longer_than_the_verifiers_context(folder: Path) -> None:
+    config = configured(folder, "short", "training.sequence_length=256")
+    verifier = Verifier(config)
+    full = prepare_data(config, verifier)
+    verifier.spec = dataclasses.replace(verifier.spec, max_position_embeddings=48)
+    cut = prepare_data(config, verifier)
+    assert int(full.train.lengths.max()) > 48 >= int(cut.train.lengths.max())
+    assert cut.report.num_truncated > 0
 
 
 def test_evaluate_reads_prompt_files(folder: Path, result: dict[str, Any]) -> None:
@@ -170,6 +220,7 @@ def test_stored_states_train_the_same_drafter(folder: Path, result: dict[str, An
         (["speculator.mask_token_id=1261"], ConfigError, "speculator.mask_token_id=1261"),
         (["speculator.draft_vocab_size=99999"], ConfigError, "speculator.draft_vocab_size=99999"),
         (["data=jsonl", "data.path=/nowhere/at/all.jsonl"], DataError, "/nowhere/at/all.jsonl"),
+        (["evaluation.prompts=/nowhere.jsonl"], DataError, "evaluation.prompts=/nowhere.jsonl"),
         (["speculator.from_pretrained=/nowhere"], CheckpointError, "/nowhere/config.json"),
     ],
 )

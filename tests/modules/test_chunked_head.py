@@ -216,3 +216,19 @@ def test_expectation() -> None:
     p = y.softmax(-1)
     torch.testing.assert_close(found.mean, p @ head)
     torch.testing.assert_close(found.negative_entropy, (p * y.log_softmax(-1)).sum(-1))
+
+
+@pytest.mark.parametrize("weights", [{"ce": 1.0}, {"ce": 1.0, "tv": 0.5}])
+def test_of_equal_logits_only_the_one_that_would_be_drafted_is_right(
+    weights: dict[str, float],
+) -> None:
+    g = torch.Generator().manual_seed(0)
+    hidden, head = torch.randn(5, 32, generator=g), torch.randn(70, 32, generator=g)
+    hidden[:] = head[40] * 2
+    head[66] = head[40]
+    teacher = Teacher(hidden, head, torch.arange(5))
+    for token, right in ((40, True), (66, False), (3, False), (-1, False)):
+        labels = torch.full((5,), token)
+        found = chunked_head_loss(hidden, head, weights, labels=labels, teacher=teacher)
+        assert found.correct.tolist() == [right] * 5
+    assert top_tokens(hidden, head).tolist() == [40] * 5

@@ -18,13 +18,13 @@ def test_plain_lines_come_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
         for step in range(1, 31):
             clock[0] += 2
             shown.advance(step)
-            shown.show({"kind": "train", "loss": 3.0 - step / 100, "acceptance_length": 1.5})
+            shown.show({"kind": "train", "loss": 3.0 - step / 100, "block_acceptance_length": 1.5})
         shown.show({"kind": "validation", "loss": 9.0, "acceptance_length": 1.25})
         shown.say("a line [for] people")
     lines = [re.sub(" +", " ", line).strip() for line in screen.getvalue().splitlines()]
-    assert lines[0] == ("step 5/100 train loss 2.950 tau 1.50 (anchors) 2.00 s/step 3:10 left")
+    assert lines[0] == ("step 5/100 loss 2.950 tau 1.50 (blocks) 2.00 s/step 3:10 left")
     assert lines[-2] == (
-        "step 30/100 validation loss 2.700 tau 1.50 (anchors) tau 1.25 (validation) "
+        "step 30/100 loss 2.700 tau 1.50 (blocks) validation loss 9.000 tau 1.25 (walk) "
         "2.00 s/step 2:20 left"
     )
     assert lines[-1] == "a line [for] people"

@@ -16,7 +16,7 @@ from huggingface_hub.errors import (
 
 from speculators.config.schema.verifier import VerifierConfig
 from speculators.errors import ConfigError
-from speculators.verifier import hub
+from speculators.verifier import hub, tiny
 from speculators.verifier.identity import store_identity, verifier_revision
 from speculators.verifier.spec import NormKind, VerifierSpec
 from speculators.verifier.spec_reader import read_spec
@@ -208,7 +208,6 @@ def test_hub_snapshot_gives_commit_and_only_small_files(
 
 
 def test_tiny_is_the_packaged_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    tiny = pytest.importorskip("speculators.verifier.tiny")
     monkeypatch.setattr(tiny, "folder", lambda: tmp_path)
     assert hub.locate("tiny") == hub.Location(str(tmp_path), tmp_path, None)
 

@@ -26,7 +26,11 @@ def resolve(
         ConfigError: everything that cannot go with the verifier, one line each.
     """
     filled = replace(config, **_defaults(config, spec, unused_token_ids))
-    problems = [line(f"speculator.{p.field}", p.value, p.message) for p in _problems(filled, spec)]
+    mask = filled.mask_token_id
+    used = bool(unused_token_ids) and mask is not None and mask not in unused_token_ids
+    problems = [
+        line(f"speculator.{p.field}", p.value, p.message) for p in _problems(filled, spec, used)
+    ]
     if rope := rope_problem(spec.rope_parameters):
         problems.append(f"verifier.name_or_path={spec.name_or_path}: {rope}")
     if problems:
@@ -56,7 +60,7 @@ def _unused(spec: VerifierSpec, unused_token_ids: Sequence[int]) -> int | None:
     return next((i for i in unused_token_ids if i not in taken), None)
 
 
-def _problems(config: DFlashConfig, spec: VerifierSpec) -> Iterator[Problem]:
+def _problems(config: DFlashConfig, spec: VerifierSpec, mask_is_used: bool) -> Iterator[Problem]:
     yield from config.problems()
     ids = config.target_layer_ids or []
     already_told = {p.field for p in config.problems()}
@@ -70,11 +74,11 @@ def _problems(config: DFlashConfig, spec: VerifierSpec) -> Iterator[Problem]:
             size,
             f"larger than the verifier's {spec.vocab_size} embedding rows",
         )
-    yield from _mask_problems(config.mask_token_id, spec)
+    yield from _mask_problems(config.mask_token_id, spec, mask_is_used)
     yield from _head_problems(config)
 
 
-def _mask_problems(mask: int | None, spec: VerifierSpec) -> Iterator[Problem]:
+def _mask_problems(mask: int | None, spec: VerifierSpec, is_used: bool) -> Iterator[Problem]:
     name = "mask_token_id"
     if mask is None:
         yield Problem(
@@ -95,6 +99,13 @@ def _mask_problems(mask: int | None, spec: VerifierSpec) -> Iterator[Problem]:
                 mask,
                 f"is the verifier's {special[mask]} token: choose an embedding row that no text "
                 "uses, or null to have one found",
+            )
+        elif is_used:
+            yield Problem(
+                name,
+                mask,
+                "occurs in the data: choose an embedding row that no text uses, or null to have "
+                "one found",
             )
 
 

@@ -8,7 +8,7 @@ from enum import Enum
 
 from omegaconf import MISSING
 
-from speculators.config.schema.problem import Problem, at_least, between, positive
+from speculators.config.schema.problem import Problem, at_least, below_one, between, positive
 
 
 @dataclass
@@ -43,8 +43,8 @@ class AdamWConfig(OptimizerConfig):
     def problems(self) -> Iterator[Problem]:
         """Check the ranges."""
         yield from super().problems()
-        yield from between(self, "beta1", 0, 1)
-        yield from between(self, "beta2", 0, 1)
+        yield from below_one(self, "beta1")
+        yield from below_one(self, "beta2")
         yield from positive(self, "eps")
 
 
@@ -68,9 +68,9 @@ class MuonConfig(OptimizerConfig):
         """Check the ranges."""
         yield from super().problems()
         yield from positive(self, "adamw_lr")
-        yield from between(self, "momentum", 0, 1)
-        yield from between(self, "beta1", 0, 1)
-        yield from between(self, "beta2", 0, 1)
+        yield from below_one(self, "momentum")
+        yield from below_one(self, "beta1")
+        yield from below_one(self, "beta2")
 
 
 class ScheduleName(Enum):

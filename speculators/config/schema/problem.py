@@ -34,6 +34,13 @@ def between(schema: object, field: str, low: float, high: float) -> Iterator[Pro
         yield Problem(field, value, f"must lie between {low} and {high}")
 
 
+def below_one(schema: object, field: str) -> Iterator[Problem]:
+    """Yield a problem when a number is outside `0 <= value < 1`."""
+    value = getattr(schema, field)
+    if not 0 <= value < 1:
+        yield Problem(field, value, "must be 0 or more and below 1")
+
+
 def positive(schema: object, field: str) -> Iterator[Problem]:
     """Yield a problem when a number is set and not above zero."""
     value = getattr(schema, field)

@@ -65,5 +65,6 @@ class Config:
 
     def problems(self) -> Iterator[Problem]:
         """Check what concerns several groups."""
+        yield from at_least(self, "seed", 0)
         yield from at_least(self, "num_threads", 1)
         yield from at_least(self, "show", 0)

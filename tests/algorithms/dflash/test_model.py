@@ -28,6 +28,7 @@ from speculators.config.schema.speculator import LossWeights
 from speculators.data.types import PackedBatch
 from speculators.data.vocabulary import DraftVocabulary
 from speculators.errors import ConfigError
+from speculators.training.progress import SHOWN
 
 RULES: list[dict[str, Any]] = [
     {},
@@ -275,6 +276,7 @@ def test_metrics_add_up() -> None:
     length = out.sums["block_acceptance_length"] / out.counts["block_acceptance_length"]
     prefixes = sum(out.sums[f"prefix_{k}"] / out.counts[f"prefix_{k}"] for k in range(1, 5))
     assert float(length) == pytest.approx(1 + float(prefixes))
+    assert {name for kind, name in SHOWN if kind == "train"} <= {"loss", *out.sums}
 
 
 def test_accuracy_is_that_of_drafting() -> None:

@@ -81,6 +81,11 @@ def test_given_values_stay() -> None:
             "embedding row that no text uses, or null to have one found",
         ),
         (
+            {"mask_token_id": 50},
+            "speculator.mask_token_id=50: occurs in the data: choose an embedding row that no text "
+            "uses, or null to have one found",
+        ),
+        (
             {"block_size": 1},
             "speculator.block_size=1: a block holds the anchor and at least one drafted token, so "
             "it must be 2 or more",

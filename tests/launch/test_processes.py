@@ -1,0 +1,110 @@
+"""A run in several processes, from the command line: result, errors, signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from speculators.launch.handover import Handover
+
+ROOT = Path(__file__).parents[2]
+SMALL = (
+    "training.max_steps=30",
+    "training.log_every_steps=5",
+    "training.validate_every_steps=15",
+    "data.max_samples=60",
+    "data.regenerate.enabled=false",
+    "evaluation.num_prompts=2",
+    "evaluation.max_new_tokens=16",
+)
+
+
+def command(folder: Path, *overrides: str) -> list[str]:
+    places = (f"output_dir={folder}", f"cache_dir={folder.parent / 'cache'}")
+    return [sys.executable, str(ROOT / "train.py"), *SMALL, *places, *overrides]
+
+
+def run(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(folder, *overrides), capture_output=True, text=True, check=False, cwd=ROOT
+    )
+
+
+def losses(folder: Path) -> list[float]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def test_the_first_rank_that_reported_is_heard(tmp_path: Path) -> None:
+    handover = Handover(tmp_path)
+    handover.write("a: 1\n", ["speculators", "train"])
+    assert handover.first_error() is None
+    handover.report(11, "later", 3)
+    handover.report(2, "first", 4)
+    assert handover.first_error() == ("first", 4)
+    handover.write("a: 1\n", [])
+    assert handover.first_error() is None
+
+
+def test_torchrun_is_told_what_to_type(tmp_path: Path) -> None:
+    environment = {**os.environ, "TORCHELASTIC_RUN_ID": "none"}
+    done = subprocess.run(
+        command(tmp_path / "run"), capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.returncode == 6
+    assert done.stderr.startswith("error: torchrun: ")
+    assert "launcher=ddp" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["ddp", "fsdp"])
+def test_two_processes_give_the_result_of_one(launcher: str, tmp_path: Path) -> None:
+    one = run(tmp_path / "one", "training.accumulation_steps=2")
+    assert one.returncode == 0, one.stderr
+    two = run(tmp_path / "two", f"launcher={launcher}", "launcher.num_processes=2")
+    assert two.returncode == 0, two.stderr
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=5e-6)
+    results = [json.loads((tmp_path / n / "result.json").read_text()) for n in ("one", "two")]
+    assert results[1]["lossless_prompts"] == results[1]["num_prompts"] == 2
+    assert results[1]["acceptance_length"] == pytest.approx(
+        results[0]["acceptance_length"], abs=0.5
+    )
+    assert "checkpoint:" in two.stdout
+
+
+@pytest.mark.slow
+def test_an_error_of_a_worker_is_one_line(tmp_path: Path) -> None:
+    done = run(tmp_path / "run", "launcher=ddp", "speculator.target_layer_ids=[99]")
+    assert done.returncode == 2
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "speculator.target_layer_ids=[99]" in errors[0]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_signal_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    undisturbed = run(tmp_path / "whole", "launcher=fsdp")
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    folder = tmp_path / "stopped"
+    process = subprocess.Popen(
+        command(folder, "launcher=fsdp"), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
+    while process.poll() is None and not (folder / "metrics.jsonl").exists():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, text = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, text
+    assert b"error: stopped by SIGTERM after step" in text
+    assert run(folder, "launcher=fsdp").returncode == 0
+    whole, again = (tmp_path / n / "metrics.jsonl" for n in ("whole", "stopped"))
+    assert whole.read_text() == again.read_text()
