@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -36,11 +36,12 @@ from speculators.hidden_states.float8 import FLOAT8, RESTORED, quantise, restore
 from speculators.hidden_states.identity import ANY_DTYPE, StoreIdentity
 from speculators.hidden_states.readers import TEMPORARY, ReaderLog, Readers
 from speculators.hidden_states.types import HiddenStates, Tokens
-from speculators.hidden_states.usage import StoreFullError, Usage
+from speculators.hidden_states.usage import StoreFullError, Usage, only_if_writable
 from speculators.hidden_states.validation import find_problem
 
 _FEWEST_QUARANTINED = 20
 _HEADER_BYTES = 2048
+_REMOVED_SHARE = 20
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -76,7 +77,7 @@ class HiddenStateStore:
         self.dtype: torch.dtype = RESTORED if self._float8 else getattr(torch, identity.dtype)
         self._max_bytes, self._max_bad_fraction = max_bytes, max_bad_fraction
         self._usage: Usage | None = None
-        with suppress(PermissionError):  # a store that may only be read needs no count
+        with only_if_writable():  # a store that may only be read needs no count
             self._usage = Usage(path, max_bytes)
         self._readers = Readers(path)
         self._header = identity.header()
@@ -144,7 +145,7 @@ class HiddenStateStore:
             wanted: ids that will be asked for; None: any.
             gives_up: whether a sample could be computed again.
         """
-        with suppress(PermissionError):
+        with only_if_writable():
             return ReaderLog(self.path, wanted, gives_up=gives_up)
         return None
 
@@ -235,6 +236,12 @@ class HiddenStateStore:
         self._write(self.path_of(sample.sample_id), tensors, {**self._header, **extra})
         return self._select(stacked)
 
+    def as_stored(
+        self, states: Float[Tensor, "token layer hidden"]
+    ) -> Float[Tensor, "token layer hidden"]:
+        """Return states as they would be read: the same whether there was room or not."""
+        return restore(*quantise(states)) if self._float8 else states
+
     def _find_problem(
         self, states: Tensor, tokens: Tensor, sample: Tokens, dtype: torch.dtype
     ) -> str | None:
@@ -281,7 +288,9 @@ class HiddenStateStore:
             return 0
         with self._usage.locked():
             missing = self._usage.missing(size)
-            if missing and self._remove(missing) < missing:
+            # Some more at a time: looking for what can go takes longer than removing it.
+            share = (self._max_bytes or 0) // _REMOVED_SHARE
+            if missing and self._remove(max(missing, share)) < missing:
                 raise StoreFullError(
                     f"hidden_states.max_bytes={self._max_bytes}: {self.path} holds "
                     f"{self.num_bytes} bytes that somebody still needs or nobody has used yet; "

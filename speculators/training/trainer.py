@@ -22,7 +22,7 @@ from speculators.algorithms.base import Drafter
 from speculators.config.schema import Config
 from speculators.conversion.layout import write_model
 from speculators.data.types import PackedBatch
-from speculators.errors import CheckpointError, HiddenStateOutageError
+from speculators.errors import CheckpointError, HiddenStateError
 from speculators.training.checkpoint import CheckpointFolder
 from speculators.training.ema import WeightAverage
 from speculators.training.guard import note_bad_step, stop_if_lost
@@ -142,7 +142,7 @@ class Trainer:
         Raises:
             CheckpointError: the run's checkpoints belong to other settings, or cannot be written.
             InterruptError: a signal came; everything is saved.
-            HiddenStateOutageError: no more hidden states could be had; everything is saved.
+            HiddenStateError: no more hidden states could be had; everything is saved.
             SpeculatorsError: too many steps in a row were not finite.
         """
         self.restore()
@@ -164,8 +164,8 @@ class Trainer:
                     self._validate_and_save(journal, epoch_ends=self._epoch_ends())
                 while state.position.step < self._total_steps:
                     self._train_epoch(journal, stop)
-            except HiddenStateOutageError as error:
-                raise HiddenStateOutageError(f"{error}. {self._save_last(journal)}") from error
+            except HiddenStateError as error:  # of samples to come: every step made is whole
+                raise type(error)(f"{error}. {self._save_last(journal)}") from error
         return self._result()
 
     def _open_journal(self) -> Journal | NoJournal:
@@ -248,20 +248,20 @@ class Trainer:
         """Hand out rows; when one rank gets no more hidden states, all stop at the same row.
 
         Raises:
-            HiddenStateOutageError: here, or on another rank.
+            HiddenStateError: here, or on another rank.
         """
         step, iterator = self._state.position.step, iter(rows)
         while True:
             self._watchdog.at(f"waiting for rows of step {step}")
-            row, outage = None, None
+            row, problem = None, None
             try:
                 row = next(iterator, None)
-            except HiddenStateOutageError as error:
-                outage = error
+            except HiddenStateError as error:
+                problem = error
             self._watchdog.at(f"waiting for the other ranks in step {step}")
-            if self._ranks.highest(int(outage is not None)):
-                found = self._ranks.gather(str(outage) if outage is not None else None)
-                raise HiddenStateOutageError(next(text for text in found if text is not None))
+            if self._ranks.highest(int(problem is not None)):
+                found = self._ranks.gather(problem)
+                raise next(error for error in found if error is not None)
             self._watchdog.at(f"training in step {step}", row.sample_ids if row else ())
             if row is None:
                 return
