@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
@@ -13,9 +14,13 @@ from speculators.config.schema.hidden_states import OnGenerate, OnMissing
 from speculators.errors import ConfigError, HiddenStateError
 from speculators.hidden_states.memory import StatesMemory
 from speculators.hidden_states.policy import MissingStates, SourceCounts
+from speculators.hidden_states.readers import ReaderLog
 from speculators.hidden_states.store import HiddenStateStore
 from speculators.hidden_states.types import HiddenStates, Tokens
+from speculators.hidden_states.usage import StoreFullError
 from speculators.hidden_states.validation import value_problem
+
+_log = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -55,6 +60,8 @@ class EmbeddedSource:
         batch_tokens: most tokens of one pass, padding included; 1 runs every sample alone. Shared
             passes are faster for small verifiers on a GPU and bring nothing on a CPU.
         memory_bytes: how much is kept in memory for later epochs; 0 keeps nothing.
+        must_keep: fills the store for others: stops when there is no room, and its own use of a
+            sample is none.
 
     Attributes:
         counts: samples answered for so far.
@@ -73,6 +80,7 @@ class EmbeddedSource:
         on_generate: OnGenerate = OnGenerate.delete,
         batch_tokens: int = 1,
         memory_bytes: int = 0,
+        must_keep: bool = False,
     ) -> None:
         generates = on_missing is OnMissing.generate
         self._keeps = generates and on_generate is OnGenerate.cache
@@ -97,9 +105,14 @@ class EmbeddedSource:
         self._missing = MissingStates(on_missing, "the store" if store is None else str(store.path))
         self._batch_tokens = batch_tokens
         self._memory = StatesMemory(memory_bytes)
+        self._must_keep = must_keep
+        self._num_unkept = 0
+        self._reader: ReaderLog | None = None
 
     def start(self, sample_ids: Collection[str]) -> None:
-        """Nothing to make sure of: the verifier is here."""
+        """Tell others that use the store what this run will read; the verifier is here."""
+        if self._store is not None and not self._must_keep:
+            self._reader = self._store.reader(sample_ids, gives_up=self._generates)
 
     def stream(self, groups: Iterable[Sequence[Tokens]]) -> Iterator[list[HiddenStates | None]]:
         """Yield the states of each group, on the verifier's device.
@@ -107,6 +120,9 @@ class EmbeddedSource:
         See `HiddenStateSource.stream`.
         """
         for group in groups:
+            names = [sample.sample_id for sample in group]
+            if self._reader is not None:
+                self._reader.needs(names)
             found = {i: self._look_up(sample) for i, sample in enumerate(group)}
             missing = [i for i, states in found.items() if states is None]
             if missing and self._generates:
@@ -114,12 +130,20 @@ class EmbeddedSource:
                 found.update(zip(missing, computed, strict=True))
             elif missing:
                 self._leave_out([group[i] for i in missing])
+            if self._reader is not None:
+                self._reader.done(names)
             yield [self._on_device(found[i]) for i in range(len(group))]
 
     def close(self) -> None:
         """Let go of the verifier and of what is kept in memory."""
         self._model = None
         self._memory.clear()
+        if self._reader is not None:
+            self._reader.close()
+        if self._store is not None:
+            self._store.close()
+        if self._num_unkept:
+            _log.warning("%d samples were used but not kept: no room", self._num_unkept)
 
     def _look_up(self, sample: Tokens) -> HiddenStates | None:
         states = self._memory.get(sample.sample_id)
@@ -144,11 +168,22 @@ class EmbeddedSource:
         for sample, states in zip(samples, captured, strict=True):
             self._check(sample, states)
             if self._keeps and self._store is not None:
-                states = self._store.put(sample, states)
+                states = self._keep(self._store, sample, states)
             self._memory.add(sample.sample_id, states)
             answers.append(states)
         self.counts.generated += len(answers)
         return answers
+
+    def _keep(self, store: HiddenStateStore, sample: Tokens, states: HiddenStates) -> HiddenStates:
+        try:
+            return store.put(sample, states)
+        except StoreFullError as error:
+            if self._must_keep:
+                raise
+            if not self._num_unkept:
+                _log.warning("%s; going on without keeping", error)
+            self._num_unkept += 1
+            return states
 
     def _check(self, sample: Tokens, states: HiddenStates) -> None:
         """Refuse what no training survives: the verifier itself is at fault, not the sample."""

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from speculators.config.schema.hidden_states import OnMissing
 from speculators.errors import ConfigError
 from speculators.hidden_states.policy import MissingStates, SourceCounts
+from speculators.hidden_states.readers import ReaderLog
 from speculators.hidden_states.store import HiddenStateStore
 from speculators.hidden_states.types import HiddenStates, Tokens
 
@@ -36,11 +37,14 @@ class OfflineSource:
             )
         self.counts = SourceCounts()
         self._store = store
+        self._reader: ReaderLog | None = None
         self._missing = MissingStates(on_missing, str(store.path))
 
     def start(self, sample_ids: Collection[str]) -> None:
         """Say how many samples are missing; a short run may never come to them."""
         wanted = set(sample_ids)
+        # What cannot be computed again must stay, whoever else makes room in the store.
+        self._reader = self._store.reader(wanted, gives_up=False)
         missing = wanted.difference(self._store.sample_ids())
         if missing:
             _log.warning(
@@ -55,7 +59,10 @@ class OfflineSource:
             yield [self._read(sample) for sample in group]
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Let go of the store."""
+        if self._reader is not None:
+            self._reader.close()
+        self._store.close()
 
     def _read(self, sample: Tokens) -> HiddenStates | None:
         states = self._store.get(sample)

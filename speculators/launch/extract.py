@@ -2,46 +2,33 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from speculators.config.schema import Config, HiddenStatesMode, OnGenerate, OnMissing
-from speculators.data.prepared import PreparedData
+from speculators.data.packing import pack
+from speculators.data.prepared import PreparedData, SampleSet
 from speculators.data.types import Sample
 from speculators.errors import ConfigError
+from speculators.hidden_states.float8 import stored_dtype
 from speculators.hidden_states.identity import ANY_DTYPE
+from speculators.hidden_states.online.transfer import free_bytes
 from speculators.hidden_states.store import HiddenStateStore
-from speculators.hidden_states.types import HiddenStates, HiddenStateSource
-from speculators.launch.online_stage import open_online
+from speculators.hidden_states.types import HiddenStateSource
+from speculators.launch.extract_progress import ExtractProgress
 from speculators.launch.states_stage import open_source
 from speculators.launch.target_layers import target_layer_ids
 from speculators.launch.verifier_stage import Verifier, prepare_data
 from speculators.verifier.identity import store_identity
+from speculators.verifier.spec import VerifierSpec
 
-
-@dataclass
-class _Tally:
-    """What has been delivered."""
-
-    samples: int = 0
-    tokens: int = 0
-    num_bytes: int = 0
-    left_out: int = 0
-
-    def add(self, states: HiddenStates | None) -> None:
-        if states is None:
-            self.left_out += 1
-            return
-        self.samples += 1
-        self.tokens += len(states.last)
-        self.num_bytes += states.aux.nbytes + states.last.nbytes
+_Share = list[tuple[SampleSet, int]]
 
 
 def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
@@ -56,28 +43,31 @@ def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
     verifier = Verifier(config)
     data = prepare_data(config, verifier)
     layer_ids = target_layer_ids(config, verifier.spec)
-    source = _open(config, verifier, layer_ids)
+    source = open_source(config, verifier, layer_ids, must_keep=True)
     try:
         share = _share(config, data, _stored_ids(config, verifier, layer_ids))
+        num_tokens = sum(int(samples.lengths[index]) for samples, index in share)
         console.print(
             f"{len(share):,} of {len(data.train) + len(data.validation):,} samples to extract"
             + _whose(config)
         )
-        tally, seconds = _extract(share, source, console)
+        for line in _forecast(config, verifier.spec, num_tokens * (len(layer_ids) + 1)):
+            console.print(line, soft_wrap=True)
+        progress = _extract(share, source, ExtractProgress(console, len(share), num_tokens))
     finally:
         source.close()
-    rate = tally.tokens / max(seconds, 1e-9)
     console.print(
-        f"{tally.samples:,} samples, {tally.tokens:,} tokens, {decimal(tally.num_bytes)} in "
-        f"{seconds:.1f} s ({rate:,.0f} tokens/s); {tally.left_out} left out"
+        f"{progress.samples:,} samples, {progress.tokens:,} tokens, {decimal(progress.num_bytes)} "
+        f"in {progress.seconds:.1f} s ({progress.tokens_per_second:,.0f} tokens/s); "
+        f"{progress.left_out} left out"
     )
-    console.print(f"store: {config.hidden_states.store_path}")
+    console.print(f"store: {config.hidden_states.store_path}", soft_wrap=True)
     console.print(
         "next:  speculators train hidden_states=offline "
         f"hidden_states.store_path={config.hidden_states.store_path}",
         soft_wrap=True,
     )
-    return {"seconds": seconds, "tokens_per_second": rate, **vars(tally)}
+    return progress.result()
 
 
 def _filling(config: Config) -> Config:
@@ -96,12 +86,6 @@ def _filling(config: Config) -> Config:
     return replace(config, hidden_states=filling)
 
 
-def _open(config: Config, verifier: Verifier, layer_ids: Sequence[int]) -> HiddenStateSource:
-    if config.hidden_states.mode is HiddenStatesMode.online:
-        return open_online(config, verifier, layer_ids, must_keep=True)
-    return open_source(config, verifier, layer_ids)
-
-
 def _stored_ids(config: Config, verifier: Verifier, layer_ids: Sequence[int]) -> set[str]:
     path = Path(config.hidden_states.store_path or "").expanduser()
     if not (path / "store.json").is_file():
@@ -110,51 +94,61 @@ def _stored_ids(config: Config, verifier: Verifier, layer_ids: Sequence[int]) ->
     return set(HiddenStateStore.open(path, wanted, create=False).sample_ids())
 
 
-def _share(config: Config, data: PreparedData, stored: set[str]) -> list[tuple[Any, int]]:
-    """Return this process's samples that are not stored yet, as (set, index).
+def _share(config: Config, data: PreparedData, stored: set[str]) -> _Share:
+    """Return this process's samples that are not stored yet, in the order training asks for them.
 
     Shares are settled by content: processes divide the work in the same way whenever they start.
     """
     extract = config.extract
     seen: set[str] = set()
-    share: list[tuple[Any, int]] = []
-    for samples in (data.validation, data.train):
-        for index, sample_id in enumerate(samples.sample_ids()):
-            if sample_id in seen:
-                continue
-            seen.add(sample_id)
-            if int(sample_id[:15], 16) % extract.world_size != extract.rank:
-                continue
-            if sample_id not in stored:
+    share: _Share = []
+    for samples, order in ((data.validation, None), (data.train, _first_epoch(config, data))):
+        names = list(samples.sample_ids())
+        for index in range(len(names)) if order is None else order:
+            name = names[index]
+            mine = int(name[:15], 16) % extract.world_size == extract.rank
+            if mine and name not in seen and name not in stored:
                 share.append((samples, index))
+            seen.add(name)
     return share[: extract.max_samples]
 
 
-def _extract(
-    share: Sequence[tuple[Any, int]], source: HiddenStateSource, console: Console
-) -> tuple[_Tally, float]:
-    tally = _Tally()
-    columns = (
-        TextColumn("extracting"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
+def _first_epoch(config: Config, data: PreparedData) -> list[int]:
+    """Return the training samples in the order of the first epoch: what is needed first."""
+    length = config.training.sequence_length
+    rows = pack(data.train.lengths, length, seed=config.seed, epoch=0)
+    return [int(index) for row in rows for index in row]
 
+
+def _forecast(config: Config, spec: VerifierSpec, num_states: int) -> Iterator[str]:
+    """Yield what will be written and what there is room for."""
+    settings = config.hidden_states
+    path = Path(settings.store_path or "").expanduser()
+    computed = spec.dtype if config.verifier.dtype == "auto" else config.verifier.dtype
+    dtype = stored_dtype(settings.store_dtype, computed)
+    item = getattr(getattr(torch, dtype, torch.bfloat16), "itemsize", 2)
+    needed, free = num_states * spec.hidden_size * item, free_bytes(path)
+    room = free if settings.max_bytes is None else min(free, settings.max_bytes)
+    yield f"about {decimal(needed)} to write ({dtype}); {decimal(free)} free at {path}"
+    if needed > room:
+        yield (
+            f"[yellow]note:[/] more than the {decimal(room)} there is room for: extraction will "
+            "wait for training to use what is stored (hidden_states.max_bytes), or give a larger "
+            "disk, or half the bytes with hidden_states.store_dtype=float8_e4m3fn"
+        )
+
+
+def _extract(
+    share: _Share, source: HiddenStateSource, progress: ExtractProgress
+) -> ExtractProgress:
     def groups() -> Iterator[list[Sample]]:
         for samples, index in share:
             yield [samples[index]]
 
-    began = time.perf_counter()
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=len(share), rate="")
+    with progress:
         for states in source.stream(groups()):
-            tally.add(states[0])
-            seconds = max(time.perf_counter() - began, 1e-9)
-            rate = f"{tally.tokens / seconds:,.0f} tokens/s  {decimal(tally.num_bytes)}"
-            bar.update(task, advance=1, rate=rate)
-    return tally, time.perf_counter() - began
+            progress.add(states[0])
+    return progress
 
 
 def _whose(config: Config) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from speculators.config.schema import Config, OnGenerate
 from speculators.errors import SpeculatorsError
+from speculators.hidden_states.float8 import stored_dtype
 from speculators.hidden_states.identity import ANY_DTYPE
 from speculators.hidden_states.online.handshake import Expected, Greeting, Reference
 from speculators.hidden_states.online.source import OnlineSource
@@ -51,10 +52,17 @@ def open_online(
         keeps = settings.on_generate is OnGenerate.cache
         if greeting is None and keeps and not (path / "store.json").is_file():
             return None  # begun when the server has shown its number format
-        dtype = ANY_DTYPE if greeting is None else greeting.dtype_name
+        computed = ANY_DTYPE if greeting is None else greeting.dtype_name
+        dtype = computed if greeting is None else stored_dtype(settings.store_dtype, computed)
         engine = "vllm" if greeting is None else greeting.engine
         wanted = store_identity(spec, layer_ids, dtype=dtype, engine=engine)
-        return HiddenStateStore.open(path, wanted, create=greeting is not None)
+        return HiddenStateStore.open(
+            path,
+            wanted,
+            create=greeting is not None,
+            max_bytes=settings.max_bytes,
+            max_bad_fraction=settings.fetch.max_bad_fraction,
+        )
 
     return OnlineSource(
         settings,

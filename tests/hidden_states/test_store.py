@@ -157,7 +157,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("speculators.hidden_states.store._flush", full)
+    monkeypatch.setattr("speculators.hidden_states.store.flush", full)
     with pytest.raises(HiddenStateError, match=r"cannot be written: .*No space left"):
         store.put(SAMPLE, states_of(SAMPLE.input_ids, (1, 3)))
     assert SAMPLE.sample_id not in store

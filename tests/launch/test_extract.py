@@ -10,7 +10,9 @@ import torch
 
 from speculators.config.composition import compose
 from speculators.config.schema import Config
-from speculators.errors import ConfigError
+from speculators.data.loader import RowLoader
+from speculators.data.types import sample_id_of
+from speculators.errors import ConfigError, HiddenStateOutageError
 from speculators.hidden_states.identity import ANY_DTYPE
 from speculators.hidden_states.offline import OfflineSource
 from speculators.launch import extract
@@ -123,6 +125,42 @@ def test_the_store_says_what_it_holds(server: FakeVLLM, shared: Path, tmp_path: 
 
     identity = HiddenStateStore.open(tmp_path, wanted, create=False).identity
     assert (identity.dtype, identity.engine) == ("float32", "vllm 0.32.0")
+
+
+def test_a_share_comes_in_the_order_of_the_first_epoch(
+    server: FakeVLLM, shared: Path, tmp_path: Path, verifier: Verifier
+) -> None:
+    server.calls.clear()
+    config = configured(shared, tmp_path, *online(server))
+    extract.run(config)
+    data = prepare_data(config, verifier)
+    source = open_source(config, verifier, LAYERS)
+    loader = RowLoader(
+        data.train, source, sequence_length=512, num_aux_layers=2, hidden_size=128, seed=config.seed
+    )
+    needed = [name for row in loader.iterate(0) for name in row.sample_ids]
+    asked = [sample_id_of(call.token_ids) for call in server.calls]
+    assert [name for name in asked if name in set(needed)] == needed
+
+
+def test_extraction_waits_behind_the_limit_and_goes_on(
+    server: FakeVLLM, shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    everything = extract.run(configured(shared, tmp_path / "all", *online(server)))
+    limit = everything["num_bytes"] // 2
+    small = [
+        "verifier.dtype=float32",
+        *online(server),
+        f"hidden_states.max_bytes={limit}",
+        "hidden_states.fetch.outage_timeout_seconds=0.2",
+    ]
+    with pytest.raises(HiddenStateOutageError, match=r"max_bytes=.*repeat this command"):
+        extract.run(configured(shared, tmp_path / "small", *small))
+    assert "there is room for: extraction will wait" in capsys.readouterr().out
+    kept = len(stored(tmp_path / "small"))
+    assert 0 < kept < everything["samples"]
+    rest = extract.run(configured(shared, tmp_path / "small", *online(server)))
+    assert rest["samples"] == everything["samples"] - kept
 
 
 @pytest.mark.parametrize(

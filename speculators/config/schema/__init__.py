@@ -15,6 +15,7 @@ from speculators.config.schema.hidden_states import (
     HiddenStatesMode,
     OnGenerate,
     OnMissing,
+    StoreDtype,
 )
 from speculators.config.schema.optimization import (
     AdamWConfig,
@@ -63,6 +64,7 @@ __all__ = [
     "ScheduleName",
     "ServeConfig",
     "SpeculatorConfig",
+    "StoreDtype",
     "TrackerConfig",
     "TrainingConfig",
     "Truncation",

@@ -35,6 +35,13 @@ class OnGenerate(Enum):
     cache = "cache"
 
 
+class StoreDtype(Enum):
+    """In which number format a new store keeps states."""
+
+    same = "same"
+    float8_e4m3fn = "float8_e4m3fn"
+
+
 @dataclass
 class FetchConfig:
     """How states are asked of servers, and what happens when asking goes wrong."""
@@ -111,6 +118,12 @@ class HiddenStatesConfig:
     """A sample without stored states: generate them, skip it, skip with a warning, or stop."""
     on_generate: OnGenerate = OnGenerate.delete
     """After generating: use once and forget, or keep in the store."""
+    max_bytes: int | None = None
+    """Most a store may hold; null: as much as the disk does. Room is made by removing what every
+    run that reads the store is done with, oldest first; what they need next is never removed."""
+    store_dtype: StoreDtype = StoreDtype.same
+    """same: bit for bit as computed; float8_e4m3fn: half the space of bfloat16, with a scale for
+    every token and layer. Its loss is measured in docs/performance.md."""
     batch_tokens: int = 1
     """Samples share a forward pass of an embedded verifier up to this many tokens. 1 runs each
     alone: its states then never depend on its company, to the last bit."""
@@ -123,6 +136,7 @@ class HiddenStatesConfig:
         """Check that the policies have what they need."""
         yield from at_least(self, "batch_tokens", 1)
         yield from at_least(self, "memory_bytes", 0)
+        yield from at_least(self, "max_bytes", 1)
         if self.on_generate is OnGenerate.cache and self.store_path is None:
             yield Problem(
                 "on_generate", "cache", "needs a folder: give hidden_states.store_path=DIR"

@@ -108,6 +108,7 @@ class OnlineSource:
         Raises:
             HiddenStateError: no server in time, or one that is not what it must be.
         """
+        self._keeper.start(sample_ids)
         if self._generates and not self._keeper.has_all(sample_ids):
             self._thread.call(self._connected())
 
@@ -137,22 +138,25 @@ class OnlineSource:
                     for sample, answer in zip(group.samples, group.answers, strict=True)
                 ]
                 pending.popleft()
+                self._keeper.done(group.samples)
                 yield states
         finally:
             for group in pending:
+                self._keeper.done(group.samples)
                 for answer in group.answers:
                     answer.cancel()
             pending.clear()
 
     def close(self) -> None:
         """Drop what is under way, remove its files, close connections."""
-        self._keeper.close()
+        self._keeper.stop_waiting()
         connection, self._connection = self._connection, None
         self._thread.cancel_all()
         if connection is not None:
             self._thread.call(connection.close())
         self._thread.stop()
         self._workers.shutdown(cancel_futures=True)
+        self._keeper.close()
 
     def gauges(self) -> dict[str, float]:
         """Return what a trainer shows: waiting, queue, requests, bytes, retries, left out."""
@@ -162,6 +166,7 @@ class OnlineSource:
             "queue_ready": sum(answer.done() for answer in answers),
             "queue_samples": len(answers),
             "unkept": self._keeper.num_unkept,
+            "store_bytes": self._keeper.num_bytes,
             **vars(self.counts),
         }
         if self._connection is not None:
@@ -190,6 +195,7 @@ class OnlineSource:
         )
 
     def _ask(self, group: _Group) -> None:
+        self._keeper.needs(group.samples)
         for sample in group.samples:
             group.answers.append(self._thread.submit(self._obtain(self._order, sample)))
             self._order += 1

@@ -98,7 +98,10 @@ def open_source(
             **options,
         )
         if configured.store_path is not None:
-            arguments.setdefault("open_store", store_opener(Path(configured.store_path)))
+            opener = store_opener(
+                Path(configured.store_path), configured.store_dtype, configured.max_bytes
+            )
+            arguments.setdefault("open_store", opener)
         arguments.setdefault("record", tmp_path / "left_out.jsonl")
         source = OnlineSource(configured, wanted, 32, expect, **arguments)
         opened.append(source)

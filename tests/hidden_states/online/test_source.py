@@ -16,7 +16,7 @@ from hidden_states.online.toy import (
     stacked,
 )
 
-from speculators.config.schema.hidden_states import OnGenerate, OnMissing
+from speculators.config.schema.hidden_states import OnGenerate, OnMissing, StoreDtype
 from speculators.errors import ConfigError, HiddenStateError
 from speculators.hidden_states.store import HiddenStateStore
 from speculators.testing.faults import Fault, FaultKind
@@ -182,7 +182,43 @@ def test_generate_and_delete_beside_a_store_keeps_nothing(serve, open_source, tm
     HiddenStateStore.open(folder, identity("float32"), create=True)
     source = open_source(server, store_path=str(folder))
     collect(source, rows(5))
-    assert [path.name for path in folder.iterdir()] == ["store.json"]
+    assert list(folder.rglob("*.safetensors")) == []
+
+
+def test_a_small_store_rolls_behind_the_trainer(serve, open_source, truth, tmp_path):
+    folder, limit = tmp_path / "store", 60_000
+    samples, order = rows(60), rows(60)[::-1]
+    options = {"store_path": str(folder), "on_generate": OnGenerate.cache, "max_bytes": limit}
+    source = open_source(serve(), **options)
+    source.start([row.sample_id for row in samples])
+    for i, wanted in enumerate((samples, order)):
+        got = []
+        for states in source.stream([row] for row in wanted):
+            got.append(stacked(states[0]))
+            assert source.gauges()["store_bytes"] <= limit
+        assert equal(got, truth(wanted)), i
+    # Each sample was fetched once and some more often, for there was no room for all.
+    assert 0 < source.counts.stored < 60 < source.counts.generated
+    counted = source.gauges()["store_bytes"]
+    source.close()
+    assert counted == sum(p.stat().st_size for p in folder.glob("??/*.safetensors")) <= limit
+
+
+def test_an_eight_bit_store_gives_the_same_states_in_every_epoch(serve, open_source, tmp_path):
+    options = {
+        "store_path": str(tmp_path / "store"),
+        "on_generate": OnGenerate.cache,
+        "store_dtype": StoreDtype.float8_e4m3fn,
+    }
+    source, samples = open_source(serve(), **options), rows(12)
+    first, second = collect(source, samples), collect(source, samples)
+    assert equal(first, second)
+    assert (source.counts.generated, source.counts.stored) == (12, 12)
+    source.close()
+    HiddenStateStore.open(tmp_path / "plain", identity("float32"), create=True)
+    plain = open_source(serve(), **{**options, "store_path": str(tmp_path / "plain")})
+    with pytest.raises(HiddenStateError, match=r"holds float32 states, this run keeps float8"):
+        collect(plain, samples)
 
 
 @pytest.mark.parametrize("policy", [OnMissing.skip, OnMissing.warn])

@@ -9,7 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from speculators.config.schema.hidden_states import StoreDtype
 from speculators.data.types import sample_id_of
+from speculators.hidden_states.float8 import stored_dtype
 from speculators.hidden_states.identity import StoreIdentity
 from speculators.hidden_states.online.handshake import Greeting
 from speculators.hidden_states.online.keeper import StoreOpener
@@ -49,12 +51,16 @@ def identity(dtype: str, layer_ids: Sequence[int] = LAYER_IDS) -> StoreIdentity:
     )
 
 
-def store_opener(folder: Path) -> StoreOpener:
+def store_opener(
+    folder: Path, dtype: StoreDtype = StoreDtype.same, max_bytes: int | None = None
+) -> StoreOpener:
     def open_store(greeting: Greeting | None) -> HiddenStateStore | None:
         if greeting is None and not (folder / "store.json").exists():
             return None
-        name = "any" if greeting is None else greeting.dtype_name
-        return HiddenStateStore.open(folder, identity(name), create=greeting is not None)
+        name = "any" if greeting is None else stored_dtype(dtype, greeting.dtype_name)
+        return HiddenStateStore.open(
+            folder, identity(name), create=greeting is not None, max_bytes=max_bytes
+        )
 
     return open_store
 
