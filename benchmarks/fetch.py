@@ -58,6 +58,7 @@ class Row:
     """A sample."""
 
     input_ids: Tensor
+    loss_mask: Tensor
     sample_id: str
 
 
@@ -65,7 +66,9 @@ def rows() -> Iterator[Row]:
     """Yield samples without end."""
     random = torch.Generator().manual_seed(0)
     prompts = torch.randint(97, (512, NUM_TOKENS), generator=random)
-    return itertools.cycle([Row(tokens, sample_id_of(tokens)) for tokens in prompts])
+    return itertools.cycle(
+        [Row(t, torch.ones_like(t, dtype=torch.bool), sample_id_of(t)) for t in prompts]
+    )
 
 
 def cheap_states(token_ids: Sequence[int], layer_ids: Sequence[int]) -> tuple[Tensor, int]:

@@ -6,7 +6,7 @@ import hashlib
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -67,6 +67,14 @@ class RowLoader:
         """Hash of everything the order of rows depends on; equal on resume or not resumable."""
         state = [self._length, self._seed, self._shuffle, *self._samples.sample_ids()]
         return hashlib.sha256("/".join(map(str, state)).encode()).hexdigest()
+
+    def gauges(self) -> Mapping[str, float]:
+        """Return how the source of hidden states stands now; see `HiddenStateSource.gauges`."""
+        return self._source.gauges()
+
+    def advice(self) -> str:
+        """Return why rows are waited for and what to change; see `HiddenStateSource.advice`."""
+        return self._source.advice()
 
     def _rows(self, epoch: int) -> Rows:
         key = epoch if self._shuffle else 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from speculators.config.schema.hidden_states import OnGenerate, OnMissing
 from speculators.errors import ConfigError, HiddenStateError
 from speculators.hidden_states.memory import StatesMemory
-from speculators.hidden_states.policy import MissingStates, SourceCounts
+from speculators.hidden_states.policy import MissingStates, SourceCounts, store_advice
 from speculators.hidden_states.readers import ReaderLog
 from speculators.hidden_states.store import HiddenStateStore
 from speculators.hidden_states.types import HiddenStates, Tokens
@@ -133,6 +133,22 @@ class EmbeddedSource:
             if self._reader is not None:
                 self._reader.done(names)
             yield [self._on_device(found[i]) for i in range(len(group))]
+
+    def gauges(self) -> Mapping[str, float]:
+        """Return counts; see `HiddenStateSource.gauges`."""
+        held = 0 if self._store is None else self._store.num_bytes
+        kept = {"memory_bytes": self._memory.num_bytes, "store_bytes": held}
+        return {**vars(self.counts), **kept, "unkept": self._num_unkept}
+
+    def advice(self) -> str:
+        """Return why a consumer waits and what to change."""
+        if self._store is not None and self.counts.stored > self.counts.generated:
+            return store_advice(self._store.path)
+        return (
+            "the verifier computes hidden states in this process, between the steps: keep more of "
+            "them for later epochs (hidden_states.memory_bytes), or fill a store first with "
+            "`speculators extract`"
+        )
 
     def close(self) -> None:
         """Let go of the verifier and of what is kept in memory."""

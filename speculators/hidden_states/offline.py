@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from speculators.config.schema.hidden_states import OnMissing
 from speculators.errors import ConfigError
-from speculators.hidden_states.policy import MissingStates, SourceCounts
+from speculators.hidden_states.policy import MissingStates, SourceCounts, store_advice
 from speculators.hidden_states.readers import ReaderLog
 from speculators.hidden_states.store import HiddenStateStore
 from speculators.hidden_states.types import HiddenStates, Tokens
@@ -57,6 +57,14 @@ class OfflineSource:
         """Yield the states of each group, on the CPU; see `HiddenStateSource.stream`."""
         for group in groups:
             yield [self._read(sample) for sample in group]
+
+    def gauges(self) -> Mapping[str, float]:
+        """Return counts; see `HiddenStateSource.gauges`."""
+        return {**vars(self.counts), "store_bytes": self._store.num_bytes}
+
+    def advice(self) -> str:
+        """Return why a consumer waits and what to change."""
+        return store_advice(self._store.path)
 
     def close(self) -> None:
         """Let go of the store."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 from speculators.config.schema.hidden_states import OnMissing
 from speculators.errors import HiddenStateError
@@ -29,6 +30,14 @@ class SourceCounts:
     remembered: int = 0
     generated: int = 0
     left_out: int = 0
+
+
+def store_advice(path: Path | str) -> str:
+    """Return what to do when reading a store holds training up."""
+    return (
+        f"reading {path} is slower than training: put the store on a faster disk, or fill one of "
+        "half the bytes with hidden_states.store_dtype=float8_e4m3fn"
+    )
 
 
 class MissingStates:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -30,6 +30,11 @@ class Tokens(Protocol):
     @property
     def input_ids(self) -> Int[Tensor, "token"]:
         """Tokens as the verifier sees them."""
+        ...
+
+    @property
+    def loss_mask(self) -> Bool[Tensor, "token"]:
+        """True on tokens the verifier itself would have generated."""
         ...
 
     @property
@@ -62,6 +67,23 @@ class HiddenStateSource(Protocol):
 
         Raises:
             HiddenStateError: states cannot be had and policy forbids going on.
+        """
+        ...
+
+    def gauges(self) -> Mapping[str, float]:
+        """Return how the source stands now, for people.
+
+        Those a source has of: `queue_ready` and `queue_samples` (samples here, and asked for),
+        `in_flight` (requests at servers), `received_tokens` and `received_bytes` (from servers,
+        since the start), `stored`, `remembered`, `generated` and `left_out` samples, `retries`,
+        `unkept` samples, `memory_bytes`, `store_bytes`.
+        """
+        ...
+
+    def advice(self) -> str:
+        """Return one sentence for a consumer that waits: why, and what to change.
+
+        May ask servers how they are; not to be called in every step.
         """
         ...
 

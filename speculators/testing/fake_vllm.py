@@ -58,6 +58,7 @@ class FakeVLLM:
     Attributes:
         faults: what goes wrong; may be changed at any time.
         calls: every completion received, in order.
+        running: requests in the engine now.
         most_running: the largest number of requests that were in the engine at once.
     """
 
@@ -91,7 +92,7 @@ class FakeVLLM:
         self.faults = FaultPlan()
         self.calls: list[Call] = []
         self.most_running = 0
-        self._running = 0
+        self.running = self._entered = 0
         self._numbers = itertools.count()
         self._locks: set[int] = set()
         self._thread: threading.Thread | None = None
@@ -145,6 +146,7 @@ class FakeVLLM:
         app = web.Application(client_max_size=2**28)
         app.router.add_get("/health", self._health)
         app.router.add_get("/version", self._version)
+        app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/v1/models", self._models)
         app.router.add_post("/v1/completions", self._completions)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.01)
@@ -167,6 +169,13 @@ class FakeVLLM:
 
     async def _version(self, request: web.Request) -> web.Response:
         return web.json_response({"version": self.version})
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        """Answer as vLLM does: one line for each engine."""
+        labels = f'{{engine="0",model_name="{self.model}"}}'
+        numbers = {"running": self.running, "waiting": self._entered - self.running}
+        lines = [f"vllm:num_requests_{name}{labels} {float(n)}\n" for name, n in numbers.items()]
+        return web.Response(text="# TYPE vllm:num_requests_running gauge\n" + "".join(lines))
 
     async def _models(self, request: web.Request) -> web.Response:
         self._authorize(request)
@@ -196,21 +205,30 @@ class FakeVLLM:
         lock = _locked(path) if not (fault and fault.kind is _K.no_lock) else None
         if lock is not None:
             self._locks.add(lock)
-        async with self._slots:
-            self._running += 1
-            self.most_running = max(self.most_running, self._running)
-            try:
-                states, token = self.states(prompt, self.layer_ids)
-                if self.latency_seconds:
-                    await asyncio.sleep(self.latency_seconds)
-            finally:
-                self._running -= 1
+        self._entered += 1
+        try:
+            states, token = await self._compute(prompt)
+        finally:
+            self._entered -= 1
         tensors = _spoil(states.to(self.dtype), torch.tensor(prompt), fault)
         delay = fault.seconds if fault and fault.kind is _K.late_file else self.file_delay_seconds
         self._loop.call_later(delay, self._begin_writing, path, tensors, lock, fault)
         named = str(self.called / path.name)
         answer = _answer(call, self.model, prompt, token, named, fault, body)
         return await _send(request, answer, fault)
+
+    async def _compute(self, prompt: list[int]) -> tuple[Tensor, int]:
+        """Wait for a place in the engine, and as long as it takes."""
+        async with self._slots:
+            self.running += 1
+            self.most_running = max(self.most_running, self.running)
+            try:
+                computed = self.states(prompt, self.layer_ids)
+                if self.latency_seconds:
+                    await asyncio.sleep(self.latency_seconds)
+                return computed
+            finally:
+                self.running -= 1
 
     def _authorize(self, request: web.Request) -> None:
         wanted = f"Bearer {self.api_key}"

@@ -62,6 +62,10 @@ class Journal:
         """Print one line for people."""
         self._progress.say(text)
 
+    def status(self, text: str) -> None:
+        """Show how training stands at this moment; nothing is recorded."""
+        self._progress.status(text)
+
     def metrics(self, kind: str, state: TrainerState, values: Mapping[str, Any]) -> None:
         """Record what is a function of configuration, data and seed alone."""
         position = state.position
@@ -71,8 +75,12 @@ class Journal:
         self._progress.show(line)
 
     def timing(self, kind: str, state: TrainerState, values: Mapping[str, Any]) -> None:
-        """Record durations and rates, which no two runs share."""
+        """Record durations and rates, which no two runs share; trackers get those of steps."""
         self._timing.write({"step": state.position.step, "kind": kind, **values})
+        if kind == "step":
+            position = state.position
+            place = {"step": position.step, "epoch": position.epoch, "kind": "timing"}
+            self._tracker.log({**place, **values})
 
     def flush(self) -> None:
         """Bring every line to the disk; called before a checkpoint is written."""

@@ -33,6 +33,7 @@ class TrainingProgress:
         self._console = console or Console(stderr=True, highlight=False)
         self._total, self._first, self._step = total_steps, first_step, first_step
         self._values: dict[tuple[str, str], str] = {}
+        self._status = ""
         self._bar = Progress(
             TextColumn("[bold]training"),
             BarColumn(),
@@ -67,6 +68,14 @@ class TrainingProgress:
         self._step = step
         self._bar.update(self._task, completed=step, rate=self._rate())
 
+    def status(self, text: str) -> None:
+        """Show `text` behind the values, in place of the one before."""
+        self._status = text
+        self._bar.update(self._task, values=self._shown())
+
+    def _shown(self) -> str:
+        return "  ".join([*self._values.values(), *([self._status] if self._status else [])])
+
     def show(self, line: Mapping[str, Any]) -> None:
         """Take loss and acceptance length from a line of metrics.
 
@@ -76,7 +85,7 @@ class TrainingProgress:
         for (kind, name), form in SHOWN.items():
             if line.get("kind") == kind and isinstance(line.get(name), float | int):
                 self._values[kind, name] = form.format(line[name])
-        values = "  ".join(self._values.values())
+        values = self._shown()
         self._bar.update(self._task, values=values)
         if self._console.is_terminal:
             return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Protocol, runtime_checkable
 
@@ -26,6 +26,14 @@ class RowSource(Protocol):
 
     def iterate(self, epoch: int, first_row: int) -> Iterator[PackedBatch]:
         """Yield the rows of an epoch from `first_row` on; rows before it cost nothing."""
+        ...
+
+    def gauges(self) -> Mapping[str, float]:
+        """Return how what is behind the rows stands now; see `HiddenStateSource.gauges`."""
+        ...
+
+    def advice(self) -> str:
+        """Return one sentence for a trainer that waits: why, and what to change."""
         ...
 
 

@@ -35,6 +35,7 @@ from speculators.training.state import TrainerState, read_state
 from speculators.training.step import Stepper, StepReport
 from speculators.training.trackers import NoTracker, Tracker
 from speculators.training.validation import Validate, note_validation, validate_undisturbed
+from speculators.training.waiting import Waiting, waiting_text
 from speculators.training.weights import TrainedWeights
 from speculators.verifier.head import VerifierHead
 
@@ -107,6 +108,7 @@ class Trainer:
         self._run_yaml = run_yaml or json.dumps(self._plain_settings, indent=2) + "\n"
         self._saved_step = 0
         self._restored = False
+        self._waiting = Waiting(loader)
 
     def fit(self) -> TrainResult:
         """Train to the last step, or return at once when an earlier start has done so.
@@ -193,7 +195,8 @@ class Trainer:
                 self._account(report, journal)
                 seconds = time.perf_counter() - start
                 self._state.step_seconds += seconds
-                self._log(report, journal, seconds, rows.seconds - waited)
+                self._waiting.add(seconds, rows.seconds - waited, first=waited == 0.0)
+                self._log(report, journal, seconds)
                 self._validate_and_save(journal, epoch_ends=self._epoch_ends())
                 self._stop_if_asked(journal, stop)
                 waited, start = rows.seconds, time.perf_counter()
@@ -215,9 +218,7 @@ class Trainer:
             journal.metrics("bad_step", state, bad)
             stop_if_lost(state, self._settings.max_bad_steps, bad)
 
-    def _log(
-        self, report: StepReport, journal: Journal, seconds: float, data_seconds: float
-    ) -> None:
+    def _log(self, report: StepReport, journal: Journal, seconds: float) -> None:
         state, position = self._state, self._state.position
         if position.step < self._total_steps and position.step % self._settings.log_every_steps:
             return
@@ -231,14 +232,17 @@ class Trainer:
             "supervised_tokens": position.supervised_tokens,
         }
         self._sums.clear()
+        waiting = self._waiting.report()
+        journal.status(waiting_text(waiting))
         journal.metrics("train", state, values)
         timing = {
             "seconds": seconds,
-            "data_seconds": data_seconds,
             "tokens_per_second": report.num_tokens / max(seconds, 1e-9),
             "mean_tokens_per_second": position.tokens / max(state.step_seconds, 1e-9),
         }
-        journal.timing("step", state, timing)
+        journal.timing("step", state, {**timing, **waiting})
+        if (advice := self._waiting.advice(waiting)) is not None:
+            journal.say(advice)
 
     def _validate_and_save(self, journal: Journal, *, epoch_ends: bool) -> None:
         settings, state = self._settings, self._state

@@ -35,6 +35,12 @@ class Source:
             self.asked += [sample.sample_id for sample in group]
             yield [self._states(sample) for sample in group]
 
+    def gauges(self) -> dict[str, float]:
+        return {"left_out": len(self.missing)}
+
+    def advice(self) -> str:
+        return "miss fewer"
+
     def _states(self, sample: Tokens) -> HiddenStates | None:
         if sample.sample_id in self.missing:
             return None

@@ -253,6 +253,12 @@ class ToyRows:
             self.taken.append((epoch, number))
             yield self.row(epoch, number)
 
+    def gauges(self) -> dict[str, float]:
+        return {}
+
+    def advice(self) -> str:
+        return "there is nothing to change"
+
     def row(self, epoch: int, number: int) -> PackedBatch:
         source = torch.Generator().manual_seed(1000 * epoch + number + 7919 * self.seed)
         length = int(torch.randint(12, SEQUENCE, (1,), generator=source))

@@ -79,6 +79,8 @@ class FetchConfig:
     """Every layer's norm must stay within the running median divided and multiplied by this."""
     teacher_check_every: int = 64
     """Compare the teacher's next token with the server's on every n-th sample; 0: never."""
+    min_teacher_agreement: float = 0.05
+    """Stop when the teacher says a smaller share of the response tokens looked at; 0: never."""
     orphan_age_seconds: float = 600.0
     """Unlocked files of earlier requests older than this are removed at start and end."""
     handshake: bool = True
@@ -95,6 +97,7 @@ class FetchConfig:
         for name in ("request", "file", "startup", "outage"):
             yield from positive(self, f"{name}_timeout_seconds")
         yield from between(self, "max_bad_fraction", 0, 1)
+        yield from between(self, "min_teacher_agreement", 0, 1)
         if not self.norm_band > 1:
             yield Problem("norm_band", self.norm_band, "must be greater than 1")
         for server, here in self.path_map.items():

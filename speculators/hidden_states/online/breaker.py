@@ -87,6 +87,11 @@ class EndpointPool:
         return sum(endpoint.in_flight for endpoint in self.endpoints)
 
     @property
+    def num_up(self) -> int:
+        """Servers that take requests."""
+        return len(self._up())
+
+    @property
     def waiting(self) -> int:
         """Samples that wait for a slot."""
         return len(self._waiters)

@@ -13,11 +13,13 @@ from torch import Tensor
 
 from speculators.errors import HiddenStateError
 from speculators.hidden_states.online.failures import BadStatesError, OtherStatesError
+from speculators.hidden_states.types import Tokens
 from speculators.hidden_states.validation import norms_problem, row_norms, token_problem
 from speculators.verifier.head import VerifierHead
 
 _FEW_TOKENS = 4
 _FEWEST_LOOKED_AT = 8
+_RESPONSE_TOKENS, _FEWEST_RESPONSE_TOKENS = 32, 128
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -115,32 +117,60 @@ def _times(shape: Sequence[int]) -> str:
 
 
 class TeacherCheck:
-    """Compares the teacher's most likely token with the server's greedy one, now and then.
+    """Asks the teacher, now and then, what comes next.
+
+    Does it say what the server said, and does it know the responses it is to teach? The first question has one right answer. The second has a plausible rate: a model says a third
+    to all of the tokens of responses, its own or another's; near zero, rows are shifted, or the
+    template or loss mask is that of another model.
 
     Args:
         head: the verifier's norm and head.
         every: look at every n-th sample; 0 at none.
-        window: samples of which the rate is taken.
+        min_agreement: smallest plausible share of response tokens; 0 accepts any.
+        window: samples of which the rates are taken.
     """
 
-    def __init__(self, head: VerifierHead, *, every: int, window: int = 32) -> None:
+    def __init__(
+        self, head: VerifierHead, *, every: int, min_agreement: float = 0.0, window: int = 32
+    ) -> None:
         self._head = head
-        self._every = every
+        self._every, self._min_agreement = every, min_agreement
         self._seen = 0
         self._agreed: deque[bool] = deque(maxlen=window)
+        self._responses: deque[tuple[int, int]] = deque(maxlen=window)
+
+    @property
+    def agreement(self) -> float | None:
+        """Share of response tokens the teacher says; None before the first one."""
+        agreed, looked = self._response_counts()
+        return agreed / looked if looked else None
 
     def is_due(self) -> bool:
         """Count one sample and return whether to look at it."""
         self._seen += 1
         return self._every > 0 and self._seen % self._every == 0
 
-    def __call__(self, last: Float[Tensor, "token hidden"], next_token: int) -> None:
+    def __call__(
+        self, last: Float[Tensor, "token hidden"], sample: Tokens, next_token: int
+    ) -> None:
         """Look at one sample.
 
+        Args:
+            last: its last streams.
+            sample: its tokens.
+            next_token: what the server says comes after them.
+
         Raises:
-            HiddenStateError: of the last samples looked at, less than half agreed.
+            HiddenStateError: of the last samples looked at, less than half agreed with the
+                server, or implausibly few response tokens with the teacher.
         """
-        self._agreed.append(int(self._head.argmax(last[-1:])[0]) == next_token)
+        places = sample.loss_mask[1:].nonzero()[:, 0]
+        step = max(1, len(places) // _RESPONSE_TOKENS)
+        places = places[::step][:_RESPONSE_TOKENS]
+        said = self._head.argmax(last[torch.cat([places, places.new_tensor([len(last) - 1])])])
+        same = said[:-1].cpu() == sample.input_ids[places + 1]
+        self._responses.append((int(same.sum()), len(places)))
+        self._agreed.append(int(said[-1]) == next_token)
         agreed, looked = sum(self._agreed), len(self._agreed)
         if looked >= _FEWEST_LOOKED_AT and 2 * agreed < looked:
             raise HiddenStateError(
@@ -148,3 +178,16 @@ class TeacherCheck:
                 f"{looked} samples looked at: the last layer's states are not this verifier's; "
                 "check that the server runs the same model and revision"
             )
+        agreed, looked = self._response_counts()
+        enough = len(self._responses) >= _FEWEST_LOOKED_AT and looked >= _FEWEST_RESPONSE_TOKENS
+        if enough and agreed < self._min_agreement * looked:
+            raise HiddenStateError(
+                f"the teacher says only {agreed} of {looked} response tokens looked at (less than "
+                f"hidden_states.fetch.min_teacher_agreement={self._min_agreement:g}): template, "
+                "tokenizer or loss mask do not fit this verifier (look with `speculators prepare "
+                "show=3`), or the states are of shifted rows"
+            )
+
+    def _response_counts(self) -> tuple[int, int]:
+        counts = tuple(self._responses)
+        return sum(a for a, _ in counts), sum(n for _, n in counts)

@@ -1,10 +1,11 @@
-"""The four requests the project makes to a vLLM server, and what their answers mean."""
+"""The five requests the project makes to a vLLM server, and what their answers mean."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import os
+import re
 import socket
 import uuid
 from collections.abc import Sequence
@@ -27,6 +28,8 @@ REQUEST_PREFIX = "hs-"
 
 _KEEP_ALIVE_SECONDS = 4.0
 """Below the 5 s after which vLLM closes an idle connection: a request never meets the closing."""
+
+_QUEUED = re.compile(r"^vllm:num_requests_waiting(?:\{[^}]*\})? ([0-9.e+]+)\s*$", re.MULTILINE)
 
 _BUSY = frozenset({425, 429})
 
@@ -99,6 +102,17 @@ class VllmClient:
                 return response.status == 200
         except (TimeoutError, aiohttp.ClientError, OSError):
             return False
+
+    async def num_queued(self, url: str) -> int | None:
+        """Return how many requests the server has and does not work on yet; None: it is silent."""
+        short = aiohttp.ClientTimeout(total=2)
+        try:
+            async with self._session.get(f"{url}/metrics", timeout=short) as response:
+                text = (await response.read()).decode(errors="replace")
+        except (TimeoutError, aiohttp.ClientError, OSError):
+            return None
+        found = _QUEUED.findall(text)
+        return round(sum(map(float, found))) if found else None
 
     async def version(self, url: str) -> str:
         """Return the server's version; empty when it does not say."""

@@ -100,6 +100,18 @@ class Connection:
         """Requests at the servers now."""
         return self._pool.in_flight
 
+    @property
+    def num_up(self) -> int:
+        """Servers that take requests."""
+        return self._pool.num_up
+
+    async def queued(self) -> int | None:
+        """Return how many requests servers have and do not work on yet; None: none of them says."""
+        up = [e.url for e in self._pool.endpoints if e.down_reason is None]
+        found = await asyncio.gather(*(self._client.num_queued(url) for url in up))
+        known = [number for number in found if number is not None]
+        return sum(known) if known else None
+
     async def fetch(self, order: int, sample: Tokens) -> Received:
         """Return the states of one sample; see `Fetcher.fetch`."""
         return await self._fetcher.fetch(order, sample)

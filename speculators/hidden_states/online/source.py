@@ -13,13 +13,14 @@ from pathlib import Path
 from speculators.config.schema.hidden_states import HiddenStatesConfig, OnGenerate, OnMissing
 from speculators.errors import ConfigError
 from speculators.hidden_states.online.accounting import LeftOut
+from speculators.hidden_states.online.advice import Standing, advise
 from speculators.hidden_states.online.checks import TeacherCheck
 from speculators.hidden_states.online.connection import Connection
 from speculators.hidden_states.online.fetcher import LeftOutError
 from speculators.hidden_states.online.handshake import Expected
 from speculators.hidden_states.online.keeper import StoreKeeper, StoreOpener
 from speculators.hidden_states.online.loop import LoopThread
-from speculators.hidden_states.policy import MissingStates, SourceCounts
+from speculators.hidden_states.policy import MissingStates, SourceCounts, store_advice
 from speculators.hidden_states.types import HiddenStates, Tokens
 
 _NUM_WORKERS = 4
@@ -63,7 +64,6 @@ class OnlineSource:
 
     Attributes:
         counts: samples answered for so far.
-        wait_seconds: how long the consumer waited.
 
     Raises:
         ConfigError: policies that need a store or a server that is not there.
@@ -83,7 +83,6 @@ class OnlineSource:
     ) -> None:
         _check_policies(settings, open_store is not None)
         self.counts = SourceCounts()
-        self.wait_seconds = 0.0
         self._settings = settings
         self._generates = settings.on_missing is OnMissing.generate
         self._layer_ids, self._hidden_size = tuple(layer_ids), hidden_size
@@ -96,6 +95,7 @@ class OnlineSource:
         self._opening: asyncio.Task[Connection] | None = None
         self._connection: Connection | None = None
         self._teacher: TeacherCheck | None = None
+        self._advised = (time.monotonic(), 0)
         self._order = 0
         self._pending: deque[_Group] = deque()
 
@@ -159,10 +159,10 @@ class OnlineSource:
         self._keeper.close()
 
     def gauges(self) -> dict[str, float]:
-        """Return what a trainer shows: waiting, queue, requests, bytes, retries, left out."""
-        answers = [answer for group in self._pending for answer in group.answers]
+        """Return queue, requests, bytes and counts; see `HiddenStateSource.gauges`."""
+        # Copied first: another thread may be streaming.
+        answers = [answer for group in tuple(self._pending) for answer in tuple(group.answers)]
         values: dict[str, float] = {
-            "wait_seconds": self.wait_seconds,
             "queue_ready": sum(answer.done() for answer in answers),
             "queue_samples": len(answers),
             "unkept": self._keeper.num_unkept,
@@ -175,7 +175,31 @@ class OnlineSource:
             values["received_bytes"] = counts.received_bytes
             values["received_tokens"] = counts.tokens
             values["retries"] = counts.retries
+        if self._teacher is not None and (rate := self._teacher.agreement) is not None:
+            values["teacher_agreement"] = rate
         return values
+
+    def advice(self) -> str:
+        """Return why a consumer waits and what to change; asks the servers how they are."""
+        connection, path = self._connection, self._settings.store_path
+        if connection is None or (connection.in_flight == 0 and connection.num_up):
+            if path is not None and self.counts.stored:
+                return store_advice(path)
+            if connection is None:
+                return "servers are being greeted"
+        now, tokens = time.monotonic(), connection.counts.tokens
+        since, before = self._advised
+        self._advised = (now, tokens)
+        gauges = self.gauges()
+        standing = Standing(
+            servers_up=connection.num_up,
+            in_flight=connection.in_flight,
+            queued=self._thread.call(connection.queued()),
+            queue_ready=int(gauges["queue_ready"]),
+            queue_samples=int(gauges["queue_samples"]),
+            tokens_per_second=(tokens - before) / max(now - since, 1e-9),
+        )
+        return advise(self._settings.fetch, standing)
 
     def _next(self, groups: Iterator[Sequence[Tokens]]) -> _Group | None:
         samples = next(groups, None)
@@ -216,7 +240,7 @@ class OnlineSource:
             return _Answer(reason=failure.reason)
         last, teacher = received.states[:, -1], self._teacher
         if teacher is not None and teacher.is_due():
-            await loop.run_in_executor(self._workers, teacher, last, received.next_token)
+            await loop.run_in_executor(self._workers, teacher, last, sample, received.next_token)
         if not self._keeper.keeps:
             return _Answer(HiddenStates(received.states[:, :-1], last))
         kept = await loop.run_in_executor(self._workers, self._keeper.keep, sample, received.states)
@@ -241,15 +265,17 @@ class OnlineSource:
         except BaseException:
             await connection.close()
             raise
-        self._teacher = TeacherCheck(expected.head, every=fetch.teacher_check_every)
+        self._teacher = TeacherCheck(
+            expected.head,
+            every=fetch.teacher_check_every,
+            min_agreement=fetch.min_teacher_agreement,
+        )
         self._connection = connection
         return connection
 
     def _take(self, sample: Tokens, answer: Future[_Answer]) -> HiddenStates | None:
         """Wait for one sample and account for it."""
-        began = time.perf_counter()
         result = answer.result()
-        self.wait_seconds += time.perf_counter() - began
         if result.states is not None:
             self.counts.stored += result.stored
             self.counts.generated += not result.stored

@@ -9,6 +9,8 @@ import time
 import pytest
 import torch
 from hidden_states.online.toy import (
+    LAYER_IDS,
+    Row,
     collect,
     identity,
     leftovers,
@@ -17,6 +19,7 @@ from hidden_states.online.toy import (
 )
 
 from speculators.config.schema.hidden_states import OnGenerate, OnMissing, StoreDtype
+from speculators.data.types import sample_id_of
 from speculators.errors import ConfigError, HiddenStateError
 from speculators.hidden_states.store import HiddenStateStore
 from speculators.testing.faults import Fault, FaultKind
@@ -288,7 +291,28 @@ def test_gauges_count(serve, open_source):
     assert gauges["received_tokens"] == tokens
     assert gauges["received_bytes"] == tokens * 3 * 32 * 4
     assert gauges["in_flight"] == gauges["queue_samples"] == 0
-    assert gauges["wait_seconds"] > 0
+
+
+def written_by(toy, count):
+    """Rows the toy verifier itself goes on with."""
+    found = []
+    for row in rows(count):
+        tokens = row.input_ids.tolist()
+        for _ in range(20):
+            tokens.append(toy(tokens, LAYER_IDS)[1])
+        tokens = torch.tensor(tokens)
+        found.append(Row(tokens, sample_id_of(tokens)))
+    return found
+
+
+def test_the_teacher_must_know_what_it_teaches(serve, open_source, toy):
+    fetch = {"teacher_check_every": 1, "min_teacher_agreement": 0.05}
+    known = open_source(serve(), fetch=fetch)
+    assert len(collect(known, written_by(toy, 12))) == 12
+    assert known.gauges()["teacher_agreement"] > 0.5
+    source = open_source(serve(), fetch=fetch)
+    with pytest.raises(HiddenStateError, match=r"says only \d+ of \d+ response tokens .*show=3"):
+        collect(source, rows(40))
 
 
 def test_oldest_samples_are_served_first(serve, open_source):

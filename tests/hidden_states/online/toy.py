@@ -27,6 +27,10 @@ class Row:
     input_ids: Tensor
     sample_id: str
 
+    @property
+    def loss_mask(self) -> Tensor:
+        return torch.ones_like(self.input_ids, dtype=torch.bool)
+
 
 def rows(count: int, *, seed: int = 1, length: int = 12) -> list[Row]:
     """Return samples of different lengths and tokens."""
