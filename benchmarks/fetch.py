@@ -66,9 +66,8 @@ def rows() -> Iterator[Row]:
     """Yield samples without end."""
     random = torch.Generator().manual_seed(0)
     prompts = torch.randint(97, (512, NUM_TOKENS), generator=random)
-    return itertools.cycle(
-        [Row(t, torch.ones_like(t, dtype=torch.bool), sample_id_of(t)) for t in prompts]
-    )
+    mask = torch.ones(NUM_TOKENS, dtype=torch.bool)
+    return itertools.cycle([Row(tokens, mask, sample_id_of(tokens)) for tokens in prompts])
 
 
 def cheap_states(token_ids: Sequence[int], layer_ids: Sequence[int]) -> tuple[Tensor, int]:

@@ -119,9 +119,10 @@ def _times(shape: Sequence[int]) -> str:
 class TeacherCheck:
     """Asks the teacher, now and then, what comes next.
 
-    Does it say what the server said, and does it know the responses it is to teach? The first question has one right answer. The second has a plausible rate: a model says a third
-    to all of the tokens of responses, its own or another's; near zero, rows are shifted, or the
-    template or loss mask is that of another model.
+    Does it say what the server said, and does it know the responses it is to teach? The first
+    question has one right answer. The second has a plausible rate: a model says a third to all of
+    the tokens of responses, its own or another's; near zero, rows are shifted, or the template or
+    loss mask is that of another model.
 
     Args:
         head: the verifier's norm and head.
