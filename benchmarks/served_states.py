@@ -1,7 +1,7 @@
-"""How far a server's hidden states are from those of the verifier in this process.
+r"""How far a server's hidden states are from those of the verifier in this process.
 
     speculators serve verifier=tiny speculator=dflash verifier.dtype=float32 -- --enforce-eager
-    python benchmarks/served_states.py hidden_states.endpoints=[http://localhost:8000/v1] \\
+    python benchmarks/served_states.py hidden_states.endpoints=[http://localhost:8000/v1] \
         verifier=tiny speculator=dflash verifier.dtype=float32 [--samples 50] [--json FILE]
 
 The same rows go both ways. Printed for every layer: the relative difference |a - b| / |b| over

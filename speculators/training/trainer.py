@@ -18,7 +18,7 @@ from rich.console import Console
 
 from speculators.algorithms.base import Drafter
 from speculators.config.schema import Config
-from speculators.errors import CheckpointError, HiddenStateOutageError
+from speculators.errors import CheckpointError, HiddenStateError
 from speculators.training.checkpoint import CheckpointFolder
 from speculators.training.ema import WeightAverage
 from speculators.training.guard import note_bad_step, stop_if_lost
@@ -116,7 +116,7 @@ class Trainer:
         Raises:
             CheckpointError: the run's checkpoints belong to other settings, or cannot be written.
             InterruptError: a signal came; everything is saved.
-            HiddenStateOutageError: no more hidden states could be had; everything is saved.
+            HiddenStateError: no more hidden states could be had; everything is saved.
             SpeculatorsError: too many steps in a row were not finite.
         """
         self.restore()
@@ -137,8 +137,8 @@ class Trainer:
                     self._validate_and_save(journal, epoch_ends=self._epoch_ends())
                 while state.position.step < self._total_steps:
                     self._train_epoch(journal, stop)
-            except HiddenStateOutageError as error:
-                raise HiddenStateOutageError(f"{error}. {self._save_last(journal)}") from error
+            except HiddenStateError as error:  # of samples to come: every step made is whole
+                raise type(error)(f"{error}. {self._save_last(journal)}") from error
         return self._result()
 
     def restore(self) -> None:

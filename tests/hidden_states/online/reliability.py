@@ -5,6 +5,7 @@ Write it anew after changing a test:  python tests/hidden_states/online/reliabil
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,11 @@ from typing import TypeVar
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "reliability.md"
 _BEGIN, _END = "<!-- faults: begin -->", "<!-- faults: end -->"
+_MODULES = (
+    "hidden_states.online.test_faults",
+    "hidden_states.online.test_faults_servers",
+    "launch.test_online_training",
+)
 _Test = TypeVar("_Test", bound=FunctionType)
 
 
@@ -43,6 +49,8 @@ def proves(what: str, result: str) -> Callable[[_Test], _Test]:
 
 def table() -> str:
     """Return the table in Markdown."""
+    for module in _MODULES:
+        importlib.import_module(module)
     lines = ["| what goes wrong | what happens | proof |", "|---|---|---|"]
     found = sorted(FAULTS.items(), key=lambda item: item[1].place)
     lines += [f"| {fault.what} | {fault.result} | `{test}` |" for test, fault in found]
@@ -57,6 +65,6 @@ def with_table(text: str) -> str:
 
 if __name__ == "__main__":
     sys.path[:0] = [str(DOCUMENT.parents[1]), str(DOCUMENT.parents[1] / "tests")]
-    from hidden_states.online import reliability, test_faults_servers
+    from hidden_states.online import reliability
 
-    reliability.DOCUMENT.write_text(test_faults_servers.with_table(DOCUMENT.read_text()))
+    DOCUMENT.write_text(reliability.with_table(DOCUMENT.read_text()))
