@@ -1,4 +1,4 @@
-"""Hidden states in eight bits: half the space of bfloat16, at a loss that docs/shapes.md measures.
+"""Hidden states in eight bits: half the space of bfloat16, at a loss docs/performance.md measures.
 
 E4M3 holds magnitudes from 2**-9 to 448. Every state has a scale of its own, so that its largest
 value becomes 448: the streams of one token differ by factors of a thousand between layers, and

@@ -6,13 +6,11 @@ import asyncio
 import contextlib
 import itertools
 import threading
-import time
-from collections.abc import Callable
 from concurrent.futures import CancelledError
 from dataclasses import replace
 
 import pytest
-from hidden_states.online.toy import collect, rows
+from hidden_states.online.toy import collect, rows, wait_until
 
 from speculators.config.schema.hidden_states import FetchConfig, OnGenerate
 from speculators.hidden_states.online.advice import Standing, advise
@@ -46,13 +44,6 @@ def test_each_standing_has_its_remedy(change, text):
     said = advise(FetchConfig(), replace(FULL, **change))
     assert text in said
     assert "\n" not in said
-
-
-def wait_until(true: Callable[[], bool], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not true() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    assert true()
 
 
 @contextlib.contextmanager

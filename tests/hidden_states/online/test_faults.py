@@ -24,7 +24,7 @@ ANSWERS = {
     "408": Fault(K.status, status=408),
     "429": Fault(K.status, status=429),
     "connection reset": Fault(K.reset),
-    "time-out": Fault(K.hang, seconds=1.5),
+    "time-out": Fault(K.hang, seconds=3.0),
     "truncated JSON": Fault(K.truncated_json),
     "connection cut inside the answer": Fault(K.truncated_body),
     "echo of another prompt": Fault(K.wrong_echo),
@@ -53,7 +53,7 @@ PERSISTENT = {
     "rows": (Fault(K.fewer_rows), 3, "11 x 3 x 32 instead of 12 x 3 x 32"),
     "layers": (Fault(K.wrong_layers), 3, "12 x 2 x 32 instead of 12 x 3 x 32"),
     "loud": (Fault(K.loud), 3, "norm of layer"),
-    "stuck": (Fault(K.stuck_lock), 2, "still locked after 0.3 s"),
+    "stuck": (Fault(K.stuck_lock), 2, "still locked after 1 s"),
 }
 
 
@@ -71,13 +71,14 @@ def equal(got, wanted) -> bool:
 @pytest.mark.parametrize("name", ANSWERS)
 def test_a_failed_answer_is_asked_for_again(name, serve, open_source, truth, tmp_path):
     server, samples = serve(), rows(16)
-    limit = 1.0 if name == "time-out" else 30.0
+    limit = 2.0 if name == "time-out" else 30.0
     source = open_source(server, fetch={"request_timeout_seconds": limit})
     source.start(["any"])
     for row in samples[2::5]:
         server.faults.add_for(ANSWERS[name], row.input_ids.tolist())
     assert equal(collect(source, samples), truth(samples))
-    assert source.gauges()["retries"] == 3
+    retries = source.gauges()["retries"]
+    assert retries >= 3 if name == "time-out" else retries == 3
     source.close()
     server.stop()
     assert [n for n in leftovers(tmp_path / "transfer") if name != "time-out"] == []
@@ -91,16 +92,18 @@ def test_a_failed_answer_is_asked_for_again(name, serve, open_source, truth, tmp
 @pytest.mark.parametrize("name", FILES)
 def test_a_bad_file_is_asked_for_again(name, serve, open_source, truth, tmp_path):
     server, samples = serve(), rows(20)
-    source = open_source(server, fetch={"file_timeout_seconds": 0.3})
+    locked = name == "locked for ever"
+    source = open_source(server, fetch={"file_timeout_seconds": 1.0 if locked else 20.0})
     source.start(["any"])
     for row in samples[6::5]:
         server.faults.add_for(FILES[name], row.input_ids.tolist())
     assert equal(collect(source, samples), truth(samples))
-    assert source.gauges()["retries"] == 3
+    retries = source.gauges()["retries"]
+    assert retries >= 3 if locked else retries == 3
     source.close()
     kept = leftovers(tmp_path / "transfer")
     # What the server still holds locked is the server's; it is removed when it is let go of.
-    assert len(kept) == (6 if name == "locked for ever" else 0)
+    assert len(kept) == (6 if locked else 0)
 
 
 @proves("a file that comes after the answer", "waited for under its lock")
@@ -126,7 +129,8 @@ def test_a_file_without_lock_is_read_when_complete(serve, open_source, truth, tm
 def test_a_hopeless_sample_is_left_out_and_named(name, serve, open_source, truth, tmp_path, caplog):
     fault, attempts, reason = PERSISTENT[name]
     server, samples = serve(), rows(16)
-    source = open_source(server, fetch={"file_timeout_seconds": 0.3})
+    fetch = {"file_timeout_seconds": 1.0 if name == "stuck" else 20.0}
+    source = open_source(server, fetch=fetch)
     source.start(["any"])
     server.faults.add_for(fault, samples[10].input_ids.tolist(), count=None)
     got = collect(source, samples)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,6 +78,14 @@ def collect(source: OnlineSource, samples: Sequence[Row], group: int = 2) -> lis
 
 def stacked(states: HiddenStates | None) -> Tensor | None:
     return None if states is None else torch.cat([states.aux, states.last[:, None]], dim=1)
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 30.0) -> None:
+    """Wait for what is bound to come, however loaded the machine is."""
+    deadline = time.monotonic() + seconds
+    while not true() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert true()
 
 
 def leftovers(folder: Path) -> list[str]:
