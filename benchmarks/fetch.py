@@ -128,7 +128,8 @@ def saturate(port: int, seconds: float) -> float:
     Prompts are sent over bare connections, twice as many as the server works on at a time.
     """
     prompt = next(rows()).input_ids.tolist()
-    body = json.dumps({"model": "toy", "prompt": prompt, "max_tokens": 1}).encode()
+    words = {"model": "toy", "prompt": prompt, "max_tokens": 1, "return_token_ids": True}
+    body = json.dumps(words).encode()
     head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
     request = head.encode() + b"Content-Type: application/json\r\n\r\n" + body
     count = 0

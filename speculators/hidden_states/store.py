@@ -36,7 +36,7 @@ from speculators.hidden_states.float8 import FLOAT8, RESTORED, quantise, restore
 from speculators.hidden_states.identity import ANY_DTYPE, StoreIdentity
 from speculators.hidden_states.readers import TEMPORARY, ReaderLog, Readers
 from speculators.hidden_states.types import HiddenStates, Tokens
-from speculators.hidden_states.usage import StoreFullError, Usage
+from speculators.hidden_states.usage import StoreFullError, Usage, only_if_writable
 from speculators.hidden_states.validation import find_problem
 
 _FEWEST_QUARANTINED = 20
@@ -76,7 +76,7 @@ class HiddenStateStore:
         self.dtype: torch.dtype = RESTORED if self._float8 else getattr(torch, identity.dtype)
         self._max_bytes, self._max_bad_fraction = max_bytes, max_bad_fraction
         self._usage: Usage | None = None
-        with suppress(PermissionError):  # a store that may only be read needs no count
+        with only_if_writable():  # a store that may only be read needs no count
             self._usage = Usage(path, max_bytes)
         self._readers = Readers(path)
         self._header = identity.header()
@@ -144,7 +144,7 @@ class HiddenStateStore:
             wanted: ids that will be asked for; None: any.
             gives_up: whether a sample could be computed again.
         """
-        with suppress(PermissionError):
+        with only_if_writable():
             return ReaderLog(self.path, wanted, gives_up=gives_up)
         return None
 

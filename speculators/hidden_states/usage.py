@@ -7,6 +7,7 @@ counts it anew.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import threading
@@ -19,6 +20,16 @@ from speculators.errors import HiddenStateError
 
 class StoreFullError(HiddenStateError):
     """No room for a sample: the disk is full, or the store holds as much as it may."""
+
+
+@contextmanager
+def only_if_writable() -> Iterator[None]:
+    """Leave the block where a folder may only be read."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
 
 
 class Usage:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 from pathlib import Path
@@ -215,3 +216,23 @@ def test_filling_for_others_stops_when_there_is_no_room(tmp_path: Path, size: in
     source.start([s.sample_id for s in SAMPLES])
     with pytest.raises(StoreFullError):
         list(source.stream([s] for s in SAMPLES))
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_store_that_may_only_be_read_is_read(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(open_store(tmp_path), SAMPLES[0])
+    original = os.open
+
+    def guarded(path: object, flags: int, *rest: int, **options: int) -> int:
+        if flags & (os.O_CREAT | os.O_RDWR):
+            raise OSError(number, "no writing here", str(path))
+        return original(path, flags, *rest, **options)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(os, "open", guarded)
+    source = OfflineSource(open_store(tmp_path), OnMissing.error)
+    source.start([SAMPLES[0].sample_id])
+    assert next(source.stream([[SAMPLES[0]]]))[0] is not None
+    assert source.gauges()["store_bytes"] == 0
+    source.close()

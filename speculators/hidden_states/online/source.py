@@ -10,7 +10,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from speculators.config.schema.hidden_states import HiddenStatesConfig, OnGenerate, OnMissing
+from speculators.config.schema.hidden_states import (
+    FetchConfig,
+    HiddenStatesConfig,
+    OnGenerate,
+    OnMissing,
+)
 from speculators.errors import ConfigError
 from speculators.hidden_states.online.accounting import LeftOut
 from speculators.hidden_states.online.advice import Standing, advise
@@ -42,6 +47,38 @@ class _Group:
     samples: Sequence[Tokens]
     size: int
     answers: list[Future[_Answer]] = field(default_factory=list)
+
+
+class _Window:
+    """Groups asked for and not taken yet, in order; what they hold is counted as they come and go.
+
+    Args:
+        fetch: how far it reaches.
+    """
+
+    def __init__(self, fetch: FetchConfig) -> None:
+        self._max_samples, self._max_bytes = fetch.prefetch_samples, fetch.prefetch_bytes
+        self._num_samples = self._num_bytes = 0
+        self.groups: deque[_Group] = deque()
+
+    def has_room(self, upcoming: _Group) -> bool:
+        """Return whether a group may be asked for now; the one needed next always may."""
+        return not self.groups or (
+            self._num_samples + len(upcoming.samples) <= self._max_samples
+            and self._num_bytes + upcoming.size <= self._max_bytes
+        )
+
+    def add(self, group: _Group) -> None:
+        """Take in a group that was asked for."""
+        self.groups.append(group)
+        self._num_samples += len(group.samples)
+        self._num_bytes += group.size
+
+    def remove_first(self) -> None:
+        """Let go of the oldest group."""
+        group = self.groups.popleft()
+        self._num_samples -= len(group.samples)
+        self._num_bytes -= group.size
 
 
 class OnlineSource:
@@ -121,14 +158,15 @@ class OnlineSource:
             HiddenStateError: states that no waiting can bring.
         """
         waiting = iter(groups)
-        pending = self._pending = deque()
+        window = _Window(self._settings.fetch)
+        pending = self._pending = window.groups
         upcoming: _Group | None = None
         try:
             while True:
                 upcoming = upcoming or self._next(waiting)
-                while upcoming is not None and self._has_room(pending, upcoming):
+                while upcoming is not None and window.has_room(upcoming):
                     self._ask(upcoming)
-                    pending.append(upcoming)
+                    window.add(upcoming)
                     upcoming = self._next(waiting)
                 if not pending:
                     return
@@ -137,7 +175,7 @@ class OnlineSource:
                     self._take(sample, answer)
                     for sample, answer in zip(group.samples, group.answers, strict=True)
                 ]
-                pending.popleft()
+                window.remove_first()
                 self._keeper.done(group.samples)
                 yield states
         finally:
@@ -208,15 +246,6 @@ class OnlineSource:
         tokens = sum(len(sample.input_ids) for sample in samples)
         size = tokens * len(self._layer_ids) * self._hidden_size * self._keeper.item_bytes
         return _Group(list(samples), size)
-
-    def _has_room(self, pending: deque[_Group], upcoming: _Group) -> bool:
-        """Return whether a group may be asked for now; the one needed next always may."""
-        fetch = self._settings.fetch
-        num_samples = sum(len(group.samples) for group in pending) + len(upcoming.samples)
-        num_bytes = sum(group.size for group in pending) + upcoming.size
-        return not pending or (
-            num_samples <= fetch.prefetch_samples and num_bytes <= fetch.prefetch_bytes
-        )
 
     def _ask(self, group: _Group) -> None:
         self._keeper.needs(group.samples)
