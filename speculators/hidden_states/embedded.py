@@ -199,7 +199,8 @@ class EmbeddedSource:
             if not self._num_unkept:
                 _log.warning("%s; going on without keeping", error)
             self._num_unkept += 1
-            return states
+            stacked = store.as_stored(torch.cat([states.aux, states.last[:, None]], dim=1))
+            return HiddenStates(stacked[:, :-1], stacked[:, -1])
 
     def _check(self, sample: Tokens, states: HiddenStates) -> None:
         """Refuse what no training survives: the verifier itself is at fault, not the sample."""

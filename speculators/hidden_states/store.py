@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -41,6 +41,7 @@ from speculators.hidden_states.validation import find_problem
 
 _FEWEST_QUARANTINED = 20
 _HEADER_BYTES = 2048
+_REMOVED_SHARE = 20
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -235,6 +236,12 @@ class HiddenStateStore:
         self._write(self.path_of(sample.sample_id), tensors, {**self._header, **extra})
         return self._select(stacked)
 
+    def as_stored(
+        self, states: Float[Tensor, "token layer hidden"]
+    ) -> Float[Tensor, "token layer hidden"]:
+        """Return states as they would be read: a sample is the same whether there was room or not."""
+        return restore(*quantise(states)) if self._float8 else states
+
     def _find_problem(
         self, states: Tensor, tokens: Tensor, sample: Tokens, dtype: torch.dtype
     ) -> str | None:
@@ -281,7 +288,9 @@ class HiddenStateStore:
             return 0
         with self._usage.locked():
             missing = self._usage.missing(size)
-            if missing and self._remove(missing) < missing:
+            # Some more at a time: looking for what can go takes longer than removing it.
+            share = (self._max_bytes or 0) // _REMOVED_SHARE
+            if missing and self._remove(max(missing, share)) < missing:
                 raise StoreFullError(
                     f"hidden_states.max_bytes={self._max_bytes}: {self.path} holds "
                     f"{self.num_bytes} bytes that somebody still needs or nobody has used yet; "

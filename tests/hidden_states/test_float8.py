@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from hidden_states.tables import make_identity, make_sample, states_of
+from hidden_states.tables import TableModel, make_identity, make_sample, states_of
 from safetensors.torch import load_file, save_file
 
+from speculators.config.schema.hidden_states import OnGenerate
+from speculators.hidden_states.embedded import EmbeddedSource
 from speculators.hidden_states.float8 import FLOAT8, quantise, restore
 from speculators.hidden_states.store import HiddenStateStore
 
@@ -76,3 +78,19 @@ def test_damaged_scales_go_to_quarantine(
     save_file({**load_file(path), **change}, path, metadata=header)
     assert store.get(SAMPLE) is None
     assert reason in (tmp_path / "quarantine" / "reasons.jsonl").read_text()
+
+
+def test_a_full_store_changes_no_bit(tmp_path: Path) -> None:
+    identity, samples = make_identity(dtype=FLOAT8), [make_sample(i, i + 1) for i in range(1, 9)]
+    small = HiddenStateStore.open(tmp_path / "small", identity, create=True, max_bytes=1)
+    large = HiddenStateStore.open(tmp_path / "large", identity, create=True)
+    found = []
+    for store in (small, large):
+        source = EmbeddedSource(TableModel(), (1, 3), store=store, on_generate=OnGenerate.cache)
+        found.append([states[0] for states in source.stream([s] for s in samples)])
+    for one, other in zip(*found, strict=True):
+        assert one is not None
+        assert other is not None
+        assert torch.equal(one.aux, other.aux)
+        assert torch.equal(one.last, other.last)
+    assert list(small.sample_ids()) == []

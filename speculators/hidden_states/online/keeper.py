@@ -25,7 +25,7 @@ from speculators.hidden_states.types import HiddenStates, Tokens
 from speculators.hidden_states.usage import StoreFullError
 
 _log = logging.getLogger(__name__)
-_LOOK_AGAIN_SECONDS = 5.0
+_LOOK_AGAIN_SECONDS = 0.5
 
 StoreOpener = Callable[[Greeting | None], HiddenStateStore | None]
 """Opens the configured store. Given None: one that exists, of any number format, or None; given
@@ -64,6 +64,7 @@ class StoreKeeper:
         self._generates, self._must_keep = generates, must_keep
         self._wanted: frozenset[str] | None = None
         self._reader: ReaderLog | None = None
+        self._registering = threading.Lock()
         self._open = open_store
         self._said_full = False
         self._closed = threading.Event()
@@ -91,8 +92,9 @@ class StoreKeeper:
         """Keep others from removing what is read next."""
         if self._store is None or self._must_keep:
             return
-        if self._reader is None:
-            self._reader = self._store.reader(self._wanted, gives_up=self._generates)
+        with self._registering:  # training and validation stream from threads of their own
+            if self._reader is None:
+                self._reader = self._store.reader(self._wanted, gives_up=self._generates)
         if self._reader is not None:
             self._reader.needs([sample.sample_id for sample in samples])
 
@@ -180,6 +182,8 @@ class StoreKeeper:
             _log.warning("%d samples were used but not kept: no room", self.num_unkept)
 
     def _select(self, states: Tensor) -> HiddenStates:
+        if self._store is not None:
+            states = self._store.as_stored(states)
         served = self.served_layer_ids
         if served != self._layer_ids:
             states = states[:, [served.index(i) for i in self._layer_ids]]
