@@ -239,7 +239,7 @@ class HiddenStateStore:
     def as_stored(
         self, states: Float[Tensor, "token layer hidden"]
     ) -> Float[Tensor, "token layer hidden"]:
-        """Return states as they would be read: a sample is the same whether there was room or not."""
+        """Return states as they would be read: the same whether there was room or not."""
         return restore(*quantise(states)) if self._float8 else states
 
     def _find_problem(
