@@ -1,6 +1,6 @@
 """What it costs a training step that its hidden states come from a server.
 
-    python benchmarks/online_gap.py [--rounds 3] [--steps 40] [--verifier tiny] [--json FILE] [OVERRIDE ...]
+    python benchmarks/online_gap.py [--rounds 3] [--steps 40] [--verifier tiny] [OVERRIDE ...]
 
 The same trainer makes the same steps twice: on rows that lie ready in memory, and on rows from the
 online source at a fast server (a fake one in a process of its own, which answers at no cost; so
