@@ -66,7 +66,7 @@ class Ready:
         """Return the number of rows, which every epoch repeats."""
         return len(self._rows)
 
-    def iterate(self, epoch: int, first_row: int) -> Iterator[PackedBatch]:
+    def iterate(self, epoch: int, first_row: int, **ranks: int) -> Iterator[PackedBatch]:
         """Yield them."""
         yield from self._rows[first_row:]
 

@@ -157,10 +157,11 @@ class FakeVLLM:
         ready.set()
         await self._halt.wait()
         await site.stop()
-        await asyncio.sleep(0.01)  # connections that were just being accepted
-        for connection in runner.server.connections if runner.server else ():
-            if connection.transport is not None:
-                connection.transport.abort()
+        for _ in range(20):  # a connection that is just being accepted takes some rounds to show
+            await asyncio.sleep(0)
+            for connection in runner.server.connections if runner.server else ():
+                if connection.transport is not None:
+                    connection.transport.abort()
         await runner.cleanup()
         await asyncio.sleep(0.01)
 
