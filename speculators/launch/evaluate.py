@@ -16,11 +16,12 @@ from speculators.data.prepared import PreparedData
 from speculators.errors import CheckpointError, ConfigError
 from speculators.evaluation.evaluate import evaluate
 from speculators.evaluation.summary import summary_table
+from speculators.launch.data_stage import prepare_data
 from speculators.launch.prompts_stage import find_prompts
 from speculators.launch.provenance import write_provenance
 from speculators.launch.result import write_json
 from speculators.launch.threads import limit_threads
-from speculators.launch.verifier_stage import Verifier, prepare_data
+from speculators.launch.verifier_stage import Verifier
 
 FROM_CHECKPOINT = "checkpoint"
 """Value of `verifier.name_or_path` that means: the verifier the checkpoint was trained for."""

@@ -1,4 +1,4 @@
-"""A vLLM server that is none: the extraction protocol, over HTTP and files, in a thread.
+"""A vLLM server that is none: extraction and greedy answers, over HTTP and files, in a thread.
 
 It does what vLLM 0.32 was measured to do (vLLM specification, section 2): a request's lock file
 is created and locked before the answer, the answer names the file before it exists, the file
@@ -32,6 +32,9 @@ from speculators.testing.faults import Call, Fault, FaultKind, FaultPlan
 StatesFunction = Callable[[Sequence[int], Sequence[int]], tuple[Tensor, int]]
 """(token ids, ascending layer ids) -> (states `token layer hidden`, greedy next token)."""
 
+AnswerFunction = Callable[[Sequence[int], int, Sequence[int]], list[int]]
+"""(token ids, longest answer, ids that end it) -> greedy answer, the id that ended it included."""
+
 _K = FaultKind
 _SMALL_BYTES = 2**20
 
@@ -44,6 +47,7 @@ class FakeVLLM:
         called: what the server calls that folder in its answers, as in a container.
         layer_ids: ids to extract, in any order.
         states: computes states and next token of a prompt.
+        answers: computes longer answers; None takes one token after another from `states`.
         model: name in `/v1/models` and in requests.
         root: path or hub id of the model; `model` when None.
         max_model_len: prompt and generated tokens together.
@@ -67,6 +71,7 @@ class FakeVLLM:
         layer_ids: Sequence[int],
         states: StatesFunction,
         *,
+        answers: AnswerFunction | None = None,
         called: str | None = None,
         model: str = "toy",
         root: str | None = None,
@@ -83,6 +88,7 @@ class FakeVLLM:
         self.called = self.folder if called is None else Path(called)
         self.layer_ids = sorted(set(layer_ids))
         self.states = states
+        self.answers = answers or self._one_by_one
         self.model, self.root, self.version = model, root or model, version
         self.max_model_len, self.dtype, self.api_key = max_model_len, dtype, api_key
         self.latency_seconds, self.file_delay_seconds = latency_seconds, file_delay_seconds
@@ -186,7 +192,8 @@ class FakeVLLM:
         prompt = self._checked_prompt(body)
         name = request.headers.get("X-Request-Id", uuid.uuid4().hex[:16])
         request_id = f"cmpl-{name}-0-{uuid.uuid4().hex[:8]}"
-        call = Call(next(self._numbers), tuple(prompt), request_id)
+        longest = body.get("max_tokens", 16)
+        call = Call(next(self._numbers), tuple(prompt), request_id, longest)
         self.calls.append(call)
         fault = self.faults.take(call)
         early = await self._fail_early(request, fault)
@@ -201,6 +208,9 @@ class FakeVLLM:
             self.most_running = max(self.most_running, self._running)
             try:
                 states, token = self.states(prompt, self.layer_ids)
+                tokens = [token]
+                if longest > 1:
+                    tokens = self.answers(prompt, longest, body.get("stop_token_ids") or ())
                 if self.latency_seconds:
                     await asyncio.sleep(self.latency_seconds)
             finally:
@@ -209,8 +219,14 @@ class FakeVLLM:
         delay = fault.seconds if fault and fault.kind is _K.late_file else self.file_delay_seconds
         self._loop.call_later(delay, self._begin_writing, path, tensors, lock, fault)
         named = str(self.called / path.name)
-        answer = _answer(call, self.model, prompt, token, named, fault, body)
+        answer = _answer(call, self.model, prompt, tokens, named, fault, body)
         return await _send(request, answer, fault)
+
+    def _one_by_one(self, prompt: Sequence[int], longest: int, stops: Sequence[int]) -> list[int]:
+        answer: list[int] = []
+        while len(answer) < longest and not (answer and answer[-1] in stops):
+            answer.append(self.states([*prompt, *answer], self.layer_ids)[1])
+        return answer
 
     def _authorize(self, request: web.Request) -> None:
         wanted = f"Bearer {self.api_key}"
@@ -308,25 +324,26 @@ def _answer(
     call: Call,
     model: str,
     prompt: list[int],
-    token: int,
+    tokens: list[int],
     path: str,
     fault: Fault | None,
     body: dict[str, Any],
 ) -> dict[str, Any]:
     """Return the completion; token ids only when asked for, as the server does."""
     kind = fault.kind if fault else None
+    ended = tokens[-1] in (body.get("stop_token_ids") or ())
     choice: dict[str, Any] = {
         "index": 0,
         "text": " token",
         "logprobs": None,
-        "finish_reason": "length",
+        "finish_reason": "stop" if ended else "length",
         "stop_reason": None,
         "token_ids": None,
         "prompt_token_ids": None,
     }
     if body.get("return_token_ids"):
         echo = [*prompt[:-1], prompt[-1] + 1] if kind is _K.wrong_echo else prompt
-        choice |= {"token_ids": [token], "prompt_token_ids": echo}
+        choice |= {"token_ids": tokens, "prompt_token_ids": echo}
     named = fault.path if fault is not None and kind is _K.path else path
     parameters = None if kind is _K.no_path else {"hidden_states_path": named}
     return {
@@ -336,8 +353,8 @@ def _answer(
         "choices": [choice],
         "usage": {
             "prompt_tokens": len(prompt),
-            "total_tokens": len(prompt) + 1,
-            "completion_tokens": 1,
+            "total_tokens": len(prompt) + len(tokens),
+            "completion_tokens": len(tokens),
         },
         "kv_transfer_params": parameters,
     }
