@@ -1,4 +1,4 @@
-"""A vLLM server that is none: extraction and greedy answers, over HTTP and files, in a thread.
+"""A vLLM server that is none: extraction, greedy answers, counters, over HTTP, in a thread.
 
 It does what vLLM 0.32 was measured to do (vLLM specification, section 2): a request's lock file
 is created and locked before the answer, the answer names the file before it exists, the file
@@ -27,6 +27,7 @@ from jaxtyping import Float
 from safetensors.torch import save
 from torch import Tensor
 
+from speculators.testing.draft_counters import DraftCounters, DraftingFunction
 from speculators.testing.faults import Call, Fault, FaultKind, FaultPlan
 
 StatesFunction = Callable[[Sequence[int], Sequence[int]], tuple[Tensor, int]]
@@ -44,6 +45,8 @@ class FakeVLLM:
 
     Args:
         folder: where the files go; created when missing.
+        drafting: makes it a server of a checkpoint, which drafts, counts and extracts nothing.
+        num_draft_tokens: tokens per draft of such a server.
         called: what the server calls that folder in its answers, as in a container.
         layer_ids: ids to extract, in any order.
         states: computes states and next token of a prompt.
@@ -72,6 +75,8 @@ class FakeVLLM:
         states: StatesFunction,
         *,
         answers: AnswerFunction | None = None,
+        drafting: DraftingFunction | None = None,
+        num_draft_tokens: int = 1,
         called: str | None = None,
         model: str = "toy",
         root: str | None = None,
@@ -89,6 +94,8 @@ class FakeVLLM:
         self.layer_ids = sorted(set(layer_ids))
         self.states = states
         self.answers = answers or self._one_by_one
+        self.drafting = drafting
+        self.counters = DraftCounters(num_draft_tokens, model)
         self.model, self.root, self.version = model, root or model, version
         self.max_model_len, self.dtype, self.api_key = max_model_len, dtype, api_key
         self.latency_seconds, self.file_delay_seconds = latency_seconds, file_delay_seconds
@@ -152,6 +159,7 @@ class FakeVLLM:
         app.router.add_get("/health", self._health)
         app.router.add_get("/version", self._version)
         app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/metrics", self._metrics)
         app.router.add_post("/v1/completions", self._completions)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.01)
         await runner.setup()
@@ -173,6 +181,9 @@ class FakeVLLM:
 
     async def _version(self, request: web.Request) -> web.Response:
         return web.json_response({"version": self.version})
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        return web.Response(text=self.counters.text())
 
     async def _models(self, request: web.Request) -> web.Response:
         self._authorize(request)
@@ -199,6 +210,8 @@ class FakeVLLM:
         early = await self._fail_early(request, fault)
         if early is not None:
             return early
+        if self.drafting is not None:
+            return await self._draft(request, call, fault, body)
         path = self.folder / f"{request_id}.safetensors"
         lock = _locked(path) if not (fault and fault.kind is _K.no_lock) else None
         if lock is not None:
@@ -220,6 +233,19 @@ class FakeVLLM:
         self._loop.call_later(delay, self._begin_writing, path, tensors, lock, fault)
         named = str(self.called / path.name)
         answer = _answer(call, self.model, prompt, tokens, named, fault, body)
+        return await _send(request, answer, fault)
+
+    async def _draft(
+        self, request: web.Request, call: Call, fault: Fault | None, body: dict[str, Any]
+    ) -> web.StreamResponse:
+        assert self.drafting is not None
+        stops = body.get("stop_token_ids") or ()
+        async with self._slots:
+            tokens, accepted = self.drafting(call.token_ids, call.max_tokens, stops)
+        # The counters follow the answer, as they do in vLLM.
+        self._loop.call_later(self.file_delay_seconds, self.counters.count, accepted)
+        prompt = list(call.token_ids)
+        answer = _answer(call, self.model, prompt, list(tokens), None, fault, body)
         return await _send(request, answer, fault)
 
     def _one_by_one(self, prompt: Sequence[int], longest: int, stops: Sequence[int]) -> list[int]:
@@ -325,7 +351,7 @@ def _answer(
     model: str,
     prompt: list[int],
     tokens: list[int],
-    path: str,
+    path: str | None,
     fault: Fault | None,
     body: dict[str, Any],
 ) -> dict[str, Any]:
@@ -345,7 +371,8 @@ def _answer(
         echo = [*prompt[:-1], prompt[-1] + 1] if kind is _K.wrong_echo else prompt
         choice |= {"token_ids": tokens, "prompt_token_ids": echo}
     named = fault.path if fault is not None and kind is _K.path else path
-    parameters = None if kind is _K.no_path else {"hidden_states_path": named}
+    nothing = kind is _K.no_path or named is None
+    parameters = None if nothing else {"hidden_states_path": named}
     return {
         "id": call.request_id,
         "object": "text_completion",

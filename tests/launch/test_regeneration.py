@@ -207,11 +207,11 @@ def test_a_killed_start_loses_only_what_was_under_way(
         time.sleep(0.01)
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
+    time.sleep(0.3)  # what had been sent arrives
     asked = len(generations(server))
     (ledger,) = (tmp_path / "cache" / "regenerated").glob("*/answers.jsonl")
     answered = ledger.read_text().count("\n")
-    assert asked - 4 <= answered + 4
-    assert answered > 0
+    assert 0 < answered < asked <= answered + 4  # requests in flight
     server.latency_seconds = 0.0
     data = prepared(configured(shared, tmp_path, *online(server)))
     assert content(data) == undisturbed

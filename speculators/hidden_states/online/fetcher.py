@@ -98,7 +98,7 @@ class Attempt(Protocol[_Request, _Result]):
         """Where servers hand over files."""
         ...
 
-    async def __call__(self, endpoint: Endpoint, request: _Request) -> _Result:
+    async def __call__(self, endpoint: Endpoint, request: _Request, /) -> _Result:
         """Make the attempt.
 
         Raises:
