@@ -6,6 +6,7 @@ pre-tokenised rows as well: `data=jsonl data.path=FILE` trains on them as they a
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -35,11 +36,11 @@ class AnswerLedger:
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(identity, indent=2, sort_keys=True, default=str)
         (folder / SETTINGS).write_text(text + "\n", encoding="utf-8")
-        self._file = self.path.open("a+b")
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self._file.close()
+            self.close()
             raise DataError(
                 f"{self.path}: another process is regenerating these answers: wait until it has "
                 "finished, this command will then find them"
@@ -47,7 +48,7 @@ class AnswerLedger:
         try:
             self._places = self._read()
         except BaseException:
-            self._file.close()
+            self.close()
             raise
 
     def __len__(self) -> int:
@@ -59,14 +60,18 @@ class AnswerLedger:
         if place is None:
             return None
         start, length = place
-        row = json.loads(os.pread(self._file.fileno(), length, start))
+        row = json.loads(os.pread(self._file, length, start))
         size = len(question.prompt)
         if row["input_ids"][:size] != question.prompt:
             return None
         return Answer(row["input_ids"][size:], row["finish_reason"], row["engine"])
 
     def add(self, question: Question, answer: Answer, text: str) -> None:
-        """Append an answer; nothing twice."""
+        """Append an answer; nothing twice.
+
+        Raises:
+            DataError: the disk is full.
+        """
         if question.key in self._places:
             return
         row = {
@@ -89,30 +94,40 @@ class AnswerLedger:
             "text": text,
         }
         line = json.dumps(row, separators=(",", ":")).encode() + b"\n"
-        start = self._file.seek(0, os.SEEK_END)
-        # One write, no buffer left behind: what a killed process wrote, the system keeps.
-        self._file.write(line)
-        self._file.flush()
+        start = os.fstat(self._file).st_size
+        try:
+            # Straight to the system: what a killed process wrote, the system keeps.
+            if os.write(self._file, line) < len(line):
+                os.ftruncate(self._file, start)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise DataError(
+                f"{self.path}: cannot be written ({error.strerror}): free space and repeat this "
+                "command, it goes on where it stopped"
+            ) from error
         self._places[question.key] = (start, len(line))
 
     def close(self) -> None:
         """Let others write; twice does no harm."""
-        self._file.close()
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
 
     def _read(self) -> dict[str, tuple[int, int]]:
         """Return where each answer stands; half a line at the end is cut off."""
         places: dict[str, tuple[int, int]] = {}
-        self._file.seek(0)
         start = 0
-        for number, line in enumerate(self._file, start=1):
-            if not line.endswith(b"\n"):
-                self._file.truncate(start)
-                break
-            try:
-                places[json.loads(line)["id"]] = (start, len(line))
-            except (ValueError, KeyError, TypeError):
-                raise DataError(
-                    f"{self.path}:{number}: no answer: remove this line, it will be asked for again"
-                ) from None
-            start += len(line)
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
+                    os.ftruncate(self._file, start)
+                    break
+                try:
+                    places[json.loads(line)["id"]] = (start, len(line))
+                except (ValueError, KeyError, TypeError):
+                    raise DataError(
+                        f"{self.path}:{number}: no answer: remove this line, it will be asked for "
+                        "again"
+                    ) from None
+                start += len(line)
         return places

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -216,8 +217,9 @@ class _Job:
             bar.watch,
         )
         try:
-            with bar:
-                for record, result in regenerate_rows(records, answerer, rules, self.report):
+            rows = regenerate_rows(records, answerer, rules, self.report)
+            with bar, contextlib.closing(rows):
+                for record, result in rows:
                     writer.add(record, result)
         finally:
             ledger.close()

@@ -7,7 +7,7 @@ section 8). Who answers is all the same here: a verifier in this process, or ser
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -19,7 +19,7 @@ from speculators.data.rows import Record
 
 def regenerate_rows(
     records: Iterable[Record], answerer: Answerer, rules: Rules, report: DataReport
-) -> Iterator[tuple[Record, Masked]]:
+) -> Generator[tuple[Record, Masked], None, None]:
     """Replace the answers of conversations by the verifier's own.
 
     Args:

@@ -107,3 +107,14 @@ def test_a_killed_writer_loses_nothing_it_has_written(tmp_path: Path) -> None:
         assert len(ledger) >= seen
         assert all(ledger.find(question(number)) for number in range(len(ledger)))
         ledger.close()
+
+
+def test_a_full_disk_is_said_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "answers.jsonl").symlink_to("/dev/full")
+    ledger = AnswerLedger.__new__(AnswerLedger)
+    ledger.path, ledger._places = tmp_path / "answers.jsonl", {}
+    ledger._file = os.open(ledger.path, os.O_RDWR)
+    with pytest.raises(DataError, match=r"answers\.jsonl: cannot be written \(No space left"):
+        ledger.add(question(3), ANSWER, "")
+    assert ledger.find(question(3)) is None
+    ledger.close()
