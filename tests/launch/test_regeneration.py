@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -252,17 +252,29 @@ def test_too_many_refusals_stop(server: FakeVLLM, shared: Path, tmp_path: Path) 
     assert not list((tmp_path / "cache" / "prepared").iterdir())
 
 
-def test_answers_that_go_on_behind_their_end_are_not_kept(
-    tmp_path: Path, shared: Path, model: ServedModel
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        (lambda end: [5, end, 6], "goes on behind the end of the turn"),
+        (lambda end: [5, 10**6, end], "holds a token outside 0"),
+        (lambda end: [5] * 60, r"answer of 60 tokens \(allowed 48\)"),
+    ],
+)
+def test_answers_that_cannot_be_are_not_kept(
+    wrong: Callable[[int], list[int]],
+    text: str,
+    tmp_path: Path,
+    shared: Path,
+    model: ServedModel,
 ) -> None:
-    end = Verifier(compose("train", ["verifier=tiny"])).tokenizer.end_of_turn_ids
+    end = min(Verifier(compose("train", ["verifier=tiny"])).tokenizer.end_of_turn_ids)
 
     def careless(prompt: Any, longest: int, stops: Any) -> list[int]:
-        return [5, *end, 6]
+        return wrong(end)
 
     with FakeVLLM(tmp_path / "transfer", (1, 3, 5, 7), model, answers=careless) as server:
         limit = "hidden_states.fetch.max_consecutive_bad=3"
-        with pytest.raises(HiddenStateOutageError, match="goes on behind the end of the turn"):
+        with pytest.raises(HiddenStateOutageError, match=text):
             prepared(configured(shared, tmp_path, *online(server), limit))
 
 

@@ -8,7 +8,11 @@ from dataclasses import dataclass
 
 from speculators.hidden_states.online.breaker import Endpoint
 from speculators.hidden_states.online.client import VllmClient
-from speculators.hidden_states.online.failures import NoFileError, StuckLockError
+from speculators.hidden_states.online.failures import (
+    BadStatesError,
+    NoFileError,
+    StuckLockError,
+)
 from speculators.hidden_states.online.files import wait_for_file
 from speculators.hidden_states.online.transfer import TransferFolder
 
@@ -62,11 +66,13 @@ class Answering:
     Attributes:
         client: speaks HTTP.
         folder: where files may lie.
+        vocab_size: tokens the verifier has.
         file_timeout_seconds: longest wait for a file that is only removed.
     """
 
     client: VllmClient
     folder: TransferFolder
+    vocab_size: int
     file_timeout_seconds: float
 
     async def __call__(self, endpoint: Endpoint, request: Ask) -> Written:
@@ -91,4 +97,6 @@ class Answering:
             path = self.folder.locate(written.path)
             with contextlib.suppress(NoFileError, StuckLockError):
                 (await wait_for_file(path, self.file_timeout_seconds)).remove()
+        if not 0 <= min(written.token_ids) <= max(written.token_ids) < self.vocab_size:
+            raise BadStatesError(f"answer holds a token outside 0..{self.vocab_size - 1}")
         return Written(written.token_ids, written.finish_reason)

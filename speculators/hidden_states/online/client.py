@@ -204,11 +204,10 @@ class VllmClient:
         if reason not in ("stop", "length"):
             raise ServerTroubleError(f"answer ended by {reason!r}")
         early = next((i for i, token in enumerate(tokens[:-1]) if token in stops), None)
-        if early is not None or len(tokens) > max_new_tokens:
-            raise BadStatesError(
-                f"answer of {len(tokens)} tokens (allowed {max_new_tokens}) goes on behind the end "
-                f"of the turn at {early}"
-            )
+        if early is not None:
+            raise BadStatesError(f"answer goes on behind the end of the turn (token {early})")
+        if len(tokens) > max_new_tokens:
+            raise BadStatesError(f"answer of {len(tokens)} tokens (allowed {max_new_tokens})")
         return Generated(tokens, reason, _path(answer))
 
     async def metrics(self, url: str) -> str:

@@ -66,7 +66,9 @@ class Connection:
         )
         again = self._handshake.again
         self._fetcher = Fetcher(settings, exchange, self._pool, again)
-        answering = Answering(self._client, self._folder, settings.file_timeout_seconds)
+        answering = Answering(
+            *(self._client, self._folder, expected.spec.vocab_size, settings.file_timeout_seconds)
+        )
         self._answers = Fetcher(settings, answering, self._pool, again)
 
     @classmethod
