@@ -13,7 +13,7 @@ from speculators.config.checking import check
 from speculators.config.composition import Request
 
 TUTORIALS = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.glob("tutorials/*.md"))
-PROGRAMS = {"speculators", "vllm", "curl"}
+PROGRAMS = {"speculators", "vllm", "curl", "head"}
 
 
 @pytest.mark.parametrize("document", TUTORIALS)
@@ -35,4 +35,4 @@ def test_every_command_composes(
 def test_outputs_are_filled_in(document: str) -> None:
     text = (DOCS / document).read_text(encoding="utf-8")
     assert "@" not in text
-    assert text.count("```bash") <= 2 * text.count("```text")
+    assert text.count("```bash") == text.count("```text") + 1  # a server may stay silent

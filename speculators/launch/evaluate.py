@@ -58,7 +58,7 @@ def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
     write_provenance(folder, config, argv)
     values = {**result.to_dict(), **more}
     write_json(folder / "evaluation.json", values)
-    console.print(f"written to {folder / 'evaluation.json'}")
+    console.print(f"written to {folder / 'evaluation.json'}", soft_wrap=True)
     return values
 
 
