@@ -4,9 +4,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO := outputs/demo
-# A vLLM server of its own environment, or one that is there: VLLM_VENV=FOLDER, VLLM=COMMAND.
+# The vLLM to test against: VLLM=COMMAND is one that is there, otherwise one is built in VLLM_VENV.
 VLLM_VENV ?= .venv-vllm
-VLLM ?= $(VLLM_VENV)/bin/vllm
+ifeq ($(origin VLLM), undefined)
+VLLM := $(VLLM_VENV)/bin/vllm
+BUILT_VLLM := $(VLLM)
+endif
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-vllm check format setup clean
@@ -24,7 +27,7 @@ test: $(VENV)/.installed-dev  ## the default tests: no network, no GPU
 test-slow: $(VENV)/.installed-dev  ## the tests that take longer than 10 seconds each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
 
-test-vllm: $(VENV)/.installed-dev | $(VLLM)  ## the tests against a real vLLM, which is built first
+test-vllm: $(VENV)/.installed-dev | $(BUILT_VLLM)  ## the tests against a real vLLM, which is built first
 	OMP_NUM_THREADS=1 VLLM=$(VLLM) $(BIN)/python -m pytest -m vllm tests/vllm
 
 check: $(VENV)/.installed-dev  ## format, lint, types, layers
