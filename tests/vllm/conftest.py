@@ -34,7 +34,7 @@ def vllm() -> str:
     found = shutil.which(os.path.expanduser(os.environ.get("VLLM", "vllm")))
     if found is None:
         pytest.fail("no vLLM: run `make test-vllm`, or give VLLM=COMMAND")
-    return found
+    return str(Path(found).absolute())
 
 
 @pytest.fixture(scope="module")
