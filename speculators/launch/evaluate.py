@@ -125,9 +125,15 @@ class _Evaluation:
 
     def _expected(self) -> ServedCheckpoint:
         """Return what a server must be: names are compared by their last component."""
-        methods = self.serving["speculators_config"]["proposal_methods"]
+        described = self.serving.get("speculators_config") or {}
+        methods = described.get("proposal_methods") or [{}]
+        if "speculative_tokens" not in methods[0]:
+            raise CheckpointError(
+                f"checkpoint={self.checkpoint}: its config.json does not say how many tokens it "
+                "drafts (speculators_config.proposal_methods); vLLM could not serve it"
+            )
         spec = self.verifier.spec
-        named = self.serving["speculators_config"]["verifier"]["name_or_path"]
+        named = (described.get("verifier") or {}).get("name_or_path") or spec.name_or_path
         paths = (str(self.checkpoint), str(self.checkpoint.resolve()), named, spec.name_or_path)
         return ServedCheckpoint(
             frozenset(Path(path).name for path in paths),
