@@ -61,14 +61,16 @@ class _Served:
 
     def acceptance(self, num_draft_tokens: int) -> Acceptance:
         """Return the statistics of all its turns."""
+        counts = self.counts
         total = DraftCounters(
-            *(sum(getattr(c, name) for c in self.counts) for name in _SUMS),
-            tuple(sum(c.per_position[k] for c in self.counts) for k in range(num_draft_tokens)),
+            drafts=sum(count.drafts for count in counts),
+            draft_tokens=sum(count.draft_tokens for count in counts),
+            accepted_tokens=sum(count.accepted_tokens for count in counts),
+            per_position=tuple(
+                sum(count.per_position[k] for count in counts) for k in range(num_draft_tokens)
+            ),
         )
         return total.acceptance()
-
-
-_SUMS = ("drafts", "draft_tokens", "accepted_tokens")
 
 
 def evaluate_served(
