@@ -4,9 +4,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO := outputs/demo
+# The vLLM to test against: VLLM=COMMAND is one that is there, otherwise one is built in VLLM_VENV.
+VLLM_VENV ?= .venv-vllm
+ifeq ($(origin VLLM), undefined)
+VLLM := $(VLLM_VENV)/bin/vllm
+BUILT_VLLM := $(VLLM)
+endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check format setup clean
+.PHONY: help demo test test-slow test-vllm check format setup clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -21,6 +27,9 @@ test: $(VENV)/.installed-dev  ## the default tests: no network, no GPU
 test-slow: $(VENV)/.installed-dev  ## the tests that take longer than 10 seconds each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
 
+test-vllm: $(VENV)/.installed-dev | $(BUILT_VLLM)  ## the tests against a real vLLM, which is built first
+	OMP_NUM_THREADS=1 VLLM=$(VLLM) $(BIN)/python -m pytest -m vllm tests/vllm
+
 check: $(VENV)/.installed-dev  ## format, lint, types, layers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -33,8 +42,8 @@ format: $(VENV)/.installed-dev  ## format and mend what can be mended
 
 setup: $(VENV)/.installed-dev  ## only the environment, with everything for development
 
-clean:  ## the environment and caches; runs in outputs stay
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis dist build
+clean:  ## the environments and caches; runs in outputs stay
+	rm -rf $(VENV) .venv-vllm .pytest_cache .ruff_cache .hypothesis dist build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps make a second call instant; a changed pyproject.toml installs again.
@@ -47,3 +56,7 @@ $(VENV)/.installed: pyproject.toml
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
+
+$(VLLM_VENV)/bin/vllm:
+	@echo "building a vLLM server in $(VLLM_VENV): some GB, some minutes"
+	$(PYTHON) tests/vllm/build.py $(VLLM_VENV)

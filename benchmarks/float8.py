@@ -23,8 +23,9 @@ from speculators.config.schema import Config
 from speculators.hidden_states.identity import ANY_DTYPE
 from speculators.hidden_states.store import HiddenStateStore
 from speculators.launch import train
+from speculators.launch.data_stage import prepare_data
 from speculators.launch.target_layers import target_layer_ids
-from speculators.launch.verifier_stage import Verifier, prepare_data
+from speculators.launch.verifier_stage import Verifier
 from speculators.verifier.identity import store_identity
 
 

@@ -30,10 +30,11 @@ from speculators.config.schema import Config
 from speculators.data.loader import RowLoader
 from speculators.data.prepared import PreparedData
 from speculators.data.types import PackedBatch
+from speculators.launch.data_stage import prepare_data
 from speculators.launch.drafter_stage import build_drafter
 from speculators.launch.states_stage import open_source
 from speculators.launch.target_layers import target_layer_ids
-from speculators.launch.verifier_stage import Verifier, prepare_data
+from speculators.launch.verifier_stage import Verifier
 from speculators.testing.fake_vllm import FakeVLLM
 from speculators.training.rows import RowSource
 from speculators.training.trainer import Trainer

@@ -21,9 +21,10 @@ from torch import Tensor
 from speculators.config.composition import compose
 from speculators.data.types import Sample
 from speculators.hidden_states.types import HiddenStates, HiddenStateSource
+from speculators.launch.data_stage import prepare_data
 from speculators.launch.states_stage import open_source
 from speculators.launch.target_layers import target_layer_ids
-from speculators.launch.verifier_stage import Verifier, prepare_data
+from speculators.launch.verifier_stage import Verifier
 
 
 def stacked(states: HiddenStates | None) -> Tensor:

@@ -54,6 +54,14 @@ _DECODING = (
 )
 _RUN = ("seed", "device", "num_threads", "output_dir", "cache_dir")
 _MASKING = ("data.truncation", "data.multi_turn", "data.bad_rows", "show")
+_REWRITING = (
+    "data.regenerate.enabled",
+    "data.regenerate.max_new_tokens",
+    "data.regenerate.temperature",
+    "data.regenerate.capture",
+    "hidden_states.endpoints",
+    "hidden_states.store_path",
+)
 
 _TRAIN = Command(
     "train",
@@ -67,14 +75,14 @@ _PREPARE = Command(
     "prepare",
     "speculators.launch.prepare",
     "conversations -> token ids, loss mask, token frequencies and a data report",
-    (*_DATA, *_ROWS, *_MASKING, *_RUN),
+    (*_DATA, *_ROWS, *_MASKING, *_REWRITING, *_RUN),
     needs=(_SOURCE,),
 )
 _EVALUATE = Command(
     "evaluate",
     "speculators.launch.evaluate",
     "lossless speculative decoding with a drafter, against plain decoding",
-    ("checkpoint", *_DECODING, "evaluation.sampling", *_RUN),
+    ("checkpoint", *_DECODING, "evaluation.sampling", "evaluation.endpoint", *_RUN),
     needs=("checkpoint", f"evaluation.prompts|{_SOURCE}"),
 )
 _SERVER = (

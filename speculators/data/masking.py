@@ -46,12 +46,15 @@ class Masked:
     Attributes:
         rows: training rows.
         unstable: one line per assistant turn whose first token cannot be told.
-        refusal: why the template does not accept the conversation, or None.
+        refusal: why the conversation cannot be used, or not to its end; the same words for all
+            that have this reason.
+        detail: what exactly happened to this one.
     """
 
     rows: tuple[MaskedRow, ...] = ()
     unstable: tuple[str, ...] = ()
     refusal: str | None = None
+    detail: str = ""
 
 
 @dataclass(frozen=True)

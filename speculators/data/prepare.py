@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -22,11 +23,13 @@ from rich.progress import track
 
 from speculators.config.schema import DataConfig
 from speculators.config.schema.data import BadRows
-from speculators.data.masking import Masked, Masker
+from speculators.data.dialogue import Answerer, Rules
+from speculators.data.ledger import AnswerLedger
+from speculators.data.masking import Masker
 from speculators.data.prepared import FREQUENCIES, MANIFEST, USED, PreparedData
 from speculators.data.probe import MaskMethod, TemplateProbe, probe_template
 from speculators.data.readers import Source, open_source, open_validation
-from speculators.data.regenerate import Regenerate, regenerate_rows
+from speculators.data.regenerate import RegenerationBar, regenerate_rows
 from speculators.data.report import DataReport, length_histogram
 from speculators.data.rows import Record
 from speculators.data.samples import SampleWriter, mask_records
@@ -50,7 +53,7 @@ def prepare(
     validation_fraction: float,
     seed: int,
     cache_dir: Path,
-    regenerate: Regenerate | None = None,
+    answerer: Answerer | None = None,
     verifier: str = "",
     progress: bool = True,
 ) -> PreparedData:
@@ -66,7 +69,8 @@ def prepare(
         validation_fraction: share of the conversations held out.
         seed: of the split and of `max_samples`.
         cache_dir: parent of all prepared data.
-        regenerate: the verifier; needed when `data.regenerate.enabled`.
+        answerer: the verifier; needed when `data.regenerate.enabled`. It is asked nothing when
+            prepared data or answers of an earlier start are found.
         verifier: hash of the verifier's weights; part of the identity of regenerated data.
         progress: show a progress bar.
 
@@ -74,7 +78,7 @@ def prepare(
         ConfigError: regeneration without a verifier, or a template whose masks come out wrong.
         DataError: rows that cannot be read, or nothing left to train on.
     """
-    if config.regenerate.enabled and regenerate is None:
+    if config.regenerate.enabled and answerer is None:
         raise ConfigError("data.regenerate.enabled=true: needs a verifier that can generate")
     job = _Job(
         config=config,
@@ -83,8 +87,9 @@ def prepare(
         sequence_length=sequence_length,
         validation_fraction=validation_fraction,
         seed=seed,
-        regenerate=regenerate if config.regenerate.enabled else None,
+        answerer=answerer if config.regenerate.enabled else None,
         verifier=verifier if config.regenerate.enabled else "",
+        answers=cache_dir / "regenerated",
         progress=progress,
         source=open_source(config, vocab_size=vocab_size, seed=seed),
         validation=open_validation(config, vocab_size=vocab_size),
@@ -110,8 +115,9 @@ class _Job:
     sequence_length: int
     validation_fraction: float
     seed: int
-    regenerate: Regenerate | None
+    answerer: Answerer | None
     verifier: str
+    answers: Path
     progress: bool
     source: Source
     validation: Source | None
@@ -122,6 +128,8 @@ class _Job:
         settings = _plain(self.config)
         for name in ("name", "path", "validation_path", "num_workers"):
             del settings[name]
+        for name in ("batch_size", "capture"):
+            del settings["regenerate"][name]
         return {
             "format_version": FORMAT_VERSION,
             "settings": settings,
@@ -163,7 +171,7 @@ class _Job:
 
     def _probe(self) -> TemplateProbe:
         probe = probe_template(self.tokenizer)
-        self.report.method = "the verifier's own tokens" if self.regenerate else probe.method.value
+        self.report.method = "the verifier's own tokens" if self.answerer else probe.method.value
         return probe
 
     def _write(self, source: Source, writer: SampleWriter, probe: TemplateProbe) -> None:
@@ -175,32 +183,58 @@ class _Job:
             bad_rows=config.bad_rows,
             seed=self.seed,
         )
-        if self.regenerate is not None:
-            masked = self._regenerated(list(selection.records(source)), self.regenerate)
-        else:
-            tags = probe.method is MaskMethod.tags
-            masker = Masker(self.tokenizer, config.multi_turn, use_tags=tags)
-            masked = mask_records(selection.records(source), masker, config.num_workers)
+        records, total = selection.records(source), selection.num_records
+        if self.answerer is not None:
+            self._regenerate(records, total, writer, self.answerer)
+            return
+        tags = probe.method is MaskMethod.tags
+        masker = Masker(self.tokenizer, config.multi_turn, use_tags=tags)
         for record, result in track(
-            masked,
+            mask_records(records, masker, config.num_workers),
             description=f"tokenising {source.name}",
-            total=selection.num_records,
+            total=total,
             transient=True,
             disable=not self.progress,
         ):
             writer.add(record, result)
 
-    def _regenerated(
-        self, records: list[Record], regenerate: Regenerate
-    ) -> Iterator[tuple[Record, Masked]]:
-        rows = regenerate_rows(
-            [record.item for record in records],
+    def _regenerate(
+        self, records: Iterator[Record], total: int, writer: SampleWriter, answerer: Answerer
+    ) -> None:
+        identity = self._answer_identity()
+        text = json.dumps(identity, sort_keys=True, default=str)
+        folder = self.answers / hashlib.sha256(text.encode()).hexdigest()[:16]
+        ledger = AnswerLedger(folder, identity)
+        self.report.answers = str(ledger.path)
+        bar = RegenerationBar(total, enabled=self.progress)
+        rules = Rules(
             self.tokenizer,
-            regenerate,
-            sequence_length=self.sequence_length,
-            multi_turn=self.config.multi_turn,
+            self.config.regenerate,
+            self.sequence_length,
+            self.config.multi_turn,
+            self.seed,
+            ledger,
+            bar.watch,
         )
-        yield from zip(records, rows, strict=True)
+        try:
+            rows = regenerate_rows(records, answerer, rules, self.report)
+            with bar, contextlib.closing(rows):
+                for record, result in rows:
+                    writer.add(record, result)
+        finally:
+            ledger.close()
+
+    def _answer_identity(self) -> dict[str, Any]:
+        """Return everything an answer depends on beside its question."""
+        settings = self.config.regenerate
+        return {
+            "verifier": self.verifier,
+            "tokenizer": self.tokenizer.fingerprint,
+            "max_new_tokens": settings.max_new_tokens,
+            "temperature": settings.temperature,
+            "sequence_length": self.sequence_length,
+            "seed": self.seed,
+        }
 
     def _require_samples(self, writer: SampleWriter, border: int) -> None:
         report = self.report

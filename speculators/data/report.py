@@ -53,6 +53,10 @@ class DataReport:
         num_split: conversations that became several rows, because the template renders earlier
             answers differently than when they were the last ones.
         seconds: what preparation took.
+        finish_reasons: regenerated answers by why they ended.
+        num_answer_tokens: their tokens.
+        num_remembered_answers: of them, given at an earlier start.
+        answers: file that holds every answer with its sampling parameters; empty without any.
     """
 
     num_rows: int = 0
@@ -76,6 +80,10 @@ class DataReport:
     method: str = ""
     num_split: int = 0
     seconds: float = 0.0
+    finish_reasons: dict[str, int] = field(default_factory=dict)
+    num_answer_tokens: int = 0
+    num_remembered_answers: int = 0
+    answers: str = ""
 
     @property
     def supervised_share(self) -> float:
@@ -160,11 +168,21 @@ def _totals(report: DataReport) -> Table:
     }
     if report.num_split:
         lines["several rows for"] = f"{report.num_split:,} conversations (history is rewritten)"
+    if report.finish_reasons:
+        lines["answers"] = _answers(report)
     if report.num_open_turns:
         lines["answers without end"] = f"{report.num_open_turns:,}"
     for name, value in lines.items():
         table.add_row(name, value)
     return table
+
+
+def _answers(report: DataReport) -> str:
+    reasons = ", ".join(f"{why} {n:,}" for why, n in sorted(report.finish_reasons.items()))
+    known = report.num_remembered_answers
+    earlier = f", {known:,} from an earlier start" if known else ""
+    total = sum(report.finish_reasons.values())
+    return f"{total:,} ({reasons}), {report.num_answer_tokens:,} tokens{earlier}"
 
 
 def _roles(report: DataReport) -> Table:

@@ -116,7 +116,8 @@ class SampleWriter:
         """Write the rows of one record and count what is left out."""
         report = self._report
         if masked.refusal is not None:
-            report.drop(masked.refusal, f"{record.origin}: {masked.refusal}")
+            detail = f": {masked.detail}" if masked.detail else ""
+            report.drop(masked.refusal, f"{record.origin}: {masked.refusal}{detail}")
         for line in masked.unstable:
             report.drop("unstable turn", f"{record.origin}: unstable {line}")
         kept = [self._add_row(record, row) for row in masked.rows]

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from speculators.algorithms.base import Drafter, StepContext
 from speculators.config.schema import EvaluationConfig
 from speculators.errors import DataError
 from speculators.evaluation.acceptance import Acceptance
+from speculators.evaluation.comparison import find_mismatch
 from speculators.evaluation.decode import Decoded, decode
 from speculators.evaluation.progress import DecodingProgress
 from speculators.evaluation.prompts import Prompt
@@ -71,8 +71,8 @@ def evaluate(
         for number, prompt in enumerate(chosen):
             answered = run.answer(number, prompt)
             done.append(answered)
-            drafts = [d.accepted for d in answered.speculative]
-            bar.advance(sum(len(d.tokens) for d in answered.speculative), drafts)
+            tokens = sum(len(d.tokens) for d in answered.speculative)
+            bar.advance(tokens, len(answered.accepted), sum(answered.accepted))
     return run.summarise(done)
 
 
@@ -159,6 +159,7 @@ class _Run:
                 "verifier": self.verifier.spec.name_or_path,
             },
             examples=tuple(self._example(one) for one in done[:_EXAMPLES]),
+            answers=tuple(tuple(d.tokens for d in one.speculative) for one in done),
         )
 
     def _prompt_ids(self, prompt: Prompt, answers: Sequence[str]) -> list[int]:
@@ -202,34 +203,16 @@ class _Run:
         return Acceptance.from_runs(runs, self.drafter.num_draft_tokens)
 
     def _mismatches(self, one: _Answered) -> list[Mismatch]:
-        found = []
-        pairs = zip(one.prompt_ids, one.speculative, one.plain, strict=True)
-        for turn, (ids, speculative, plain) in enumerate(pairs):
-            got, expected = speculative.tokens, plain.tokens
-            if got == expected:
-                continue
-            shorter = min(len(got), len(expected))
-            index = next((i for i in range(shorter) if got[i] != expected[i]), shorter)
-            gap = None
-            if index < shorter:
-                gap = self._gap([*ids, *got[:index]], expected[index], got[index])
-            found.append(
-                Mismatch(
-                    one.prompt.prompt_id,
-                    turn,
-                    index,
-                    expected[index] if index < len(expected) else None,
-                    got[index] if index < len(got) else None,
-                    gap,
-                )
+        turns = zip(one.prompt_ids, one.plain, one.speculative, strict=True)
+        found = [
+            find_mismatch(
+                *(self.verifier, ids, plain.tokens, speculative.tokens),
+                prompt_id=one.prompt.prompt_id,
+                turn=turn,
             )
-        return found
-
-    @torch.no_grad()
-    def _gap(self, prefix: Sequence[int], expected: int, got: int) -> float:
-        ids = torch.tensor(prefix, dtype=torch.int64, device=self.verifier.device)
-        step = self.verifier.forward(ids, self.verifier.new_cache(), (), num_logits=1)
-        return float((step.logits[0, expected] - step.logits[0, got]).abs())
+            for turn, (ids, plain, speculative) in enumerate(turns)
+        ]
+        return [mismatch for mismatch in found if mismatch is not None]
 
     def _example(self, one: _Answered) -> Example:
         decoded, ids = one.speculative[0], one.prompt_ids[0]

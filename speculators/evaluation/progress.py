@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from types import TracebackType
 
 from rich.console import Console
@@ -47,11 +46,11 @@ class DecodingProgress:
     ) -> None:
         self._progress.stop()
 
-    def advance(self, tokens: int, accepted: Sequence[Sequence[int]]) -> None:
-        """Count one prompt: its answer tokens, and the accepted tokens of its drafts."""
+    def advance(self, tokens: int, drafts: int, accepted: int) -> None:
+        """Count one prompt: its answer tokens, its drafts and their accepted tokens."""
         self._tokens += tokens
-        self._drafts += sum(map(len, accepted))
-        self._accepted += sum(map(sum, accepted))
+        self._drafts += drafts
+        self._accepted += accepted
         self._progress.update(
             self._task,
             advance=1,

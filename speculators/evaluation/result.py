@@ -101,6 +101,7 @@ class EvaluationResult:
             below 1 means the verifier loops, and acceptance on loops means nothing.
         settings: what was asked for (temperature, sampling, lengths, seed).
         examples: the first prompts, draft by draft.
+        answers: tokens of every answer, by prompt and turn; not part of the JSON.
     """
 
     acceptance: Acceptance
@@ -112,6 +113,7 @@ class EvaluationResult:
     distinct_4gram_share: float
     settings: dict[str, Any]
     examples: tuple[Example, ...]
+    answers: tuple[tuple[tuple[int, ...], ...], ...] = ()
 
     @property
     def seed(self) -> int:

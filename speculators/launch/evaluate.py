@@ -1,26 +1,32 @@
-"""`speculators evaluate`: a checkpoint decodes prompts, losslessly, against plain decoding."""
+"""`speculators evaluate`: a checkpoint decodes prompts, here or in a server, losslessly."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from speculators.config.loading import load_run_config
-from speculators.config.schema import Config, VerifierConfig
+from speculators.config.schema import Config, EvaluationConfig, VerifierConfig
 from speculators.conversion.layout import read_model, read_serving_config
 from speculators.data.prepared import PreparedData
 from speculators.errors import CheckpointError, ConfigError
+from speculators.evaluation.acceptance import DEFINITION
 from speculators.evaluation.evaluate import evaluate
+from speculators.evaluation.prompts import Prompt
+from speculators.evaluation.result import EvaluationResult
+from speculators.evaluation.served import ServedCheckpoint, evaluate_served
 from speculators.evaluation.summary import summary_table
+from speculators.launch.data_stage import prepare_data
 from speculators.launch.prompts_stage import find_prompts
 from speculators.launch.provenance import write_provenance
 from speculators.launch.result import write_json
 from speculators.launch.threads import limit_threads
-from speculators.launch.verifier_stage import Verifier, prepare_data
+from speculators.launch.verifier_stage import Verifier
 
 FROM_CHECKPOINT = "checkpoint"
 """Value of `verifier.name_or_path` that means: the verifier the checkpoint was trained for."""
@@ -35,9 +41,6 @@ def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
     trained_with = _training_config(checkpoint)
     config = with_verifier(config, trained_with, serving)
     verifier = Verifier(config)
-    drafter = read_model(
-        checkpoint, spec=verifier.spec, tables=verifier.tables(), attention=config.attention
-    ).to(verifier.device)
 
     def data() -> PreparedData:
         if trained_with is None:
@@ -49,22 +52,94 @@ def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
         return prepare_data(same, verifier)
 
     prompts = find_prompts(config.evaluation, verifier.tokenizer, data)
-    result = evaluate(
-        verifier.model(),
-        drafter,
-        verifier.tokenizer,
-        prompts,
-        config.evaluation,
-        seed=config.seed,
-        console=console,
-    )
+    job = _Evaluation(config, checkpoint, serving, verifier, prompts, console)
+    result, more = job.run()
     folder = Path(config.output_dir)
     write_provenance(folder, config, argv)
-    values = result.to_dict()
+    values = {**result.to_dict(), **more}
     write_json(folder / "evaluation.json", values)
-    console.print(summary_table(result))
-    console.print(f"written to {folder / 'evaluation.json'}")
+    console.print(f"written to {folder / 'evaluation.json'}", soft_wrap=True)
     return values
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """One checkpoint on one list of prompts."""
+
+    config: Config
+    checkpoint: Path
+    serving: dict[str, Any]
+    verifier: Verifier
+    prompts: Sequence[Prompt]
+    console: Console
+
+    def run(self) -> tuple[EvaluationResult, dict[str, Any]]:
+        """Decode where it is asked for, show it, and return it with what belongs beside it."""
+        settings = self.config.evaluation
+        if settings.endpoint is None:
+            result = self._in_process(settings)
+            self._show(result)
+            return result, {}
+        served = evaluate_served(
+            settings.endpoint,
+            self._expected(),
+            self.verifier.tokenizer,
+            self.prompts,
+            settings,
+            seed=self.config.seed,
+            console=self.console,
+        )
+        if not settings.compare:
+            result = served.result()
+            self._show(result)
+            return result, {}
+        # Answers in process are those of plain decoding, whatever the drafter proposes.
+        reference = self._in_process(dataclasses.replace(settings, compare=False))
+        result = served.result(reference, self.verifier.model())
+        self._show(result)
+        own = reference.acceptance
+        apart = result.acceptance.length / own.length - 1
+        self.console.print(
+            f"in process on the same prompts: tau {own.length:.3f} ({own.num_drafts} drafts; "
+            f"served {result.acceptance.num_drafts}), served is {apart:+.2%} apart"
+        )
+        return result, {"in_process": own.to_dict(seed=self.config.seed)}
+
+    def _show(self, result: EvaluationResult) -> None:
+        self.console.print(summary_table(result))
+        self.console.print(DEFINITION, style="dim")
+
+    def _in_process(self, settings: EvaluationConfig) -> EvaluationResult:
+        verifier = self.verifier
+        drafter = read_model(
+            self.checkpoint,
+            spec=verifier.spec,
+            tables=verifier.tables(),
+            attention=self.config.attention,
+        ).to(verifier.device)
+        return evaluate(
+            *(verifier.model(), drafter, verifier.tokenizer, self.prompts, settings),
+            seed=self.config.seed,
+            console=self.console,
+        )
+
+    def _expected(self) -> ServedCheckpoint:
+        """Return what a server must be: names are compared by their last component."""
+        described = self.serving.get("speculators_config") or {}
+        methods = described.get("proposal_methods") or [{}]
+        if "speculative_tokens" not in methods[0]:
+            raise CheckpointError(
+                f"checkpoint={self.checkpoint}: its config.json does not say how many tokens it "
+                "drafts (speculators_config.proposal_methods); vLLM could not serve it"
+            )
+        spec = self.verifier.spec
+        named = (described.get("verifier") or {}).get("name_or_path") or spec.name_or_path
+        paths = (str(self.checkpoint), str(self.checkpoint.resolve()), named, spec.name_or_path)
+        return ServedCheckpoint(
+            frozenset(Path(path).name for path in paths),
+            int(methods[0]["speculative_tokens"]),
+            spec.max_position_embeddings,
+        )
 
 
 def _training_config(checkpoint: Path) -> Config | None:

@@ -21,10 +21,11 @@ from speculators.hidden_states.identity import ANY_DTYPE
 from speculators.hidden_states.online.transfer import free_bytes
 from speculators.hidden_states.store import HiddenStateStore
 from speculators.hidden_states.types import HiddenStateSource
+from speculators.launch.data_stage import prepare_data
 from speculators.launch.extract_progress import ExtractProgress
 from speculators.launch.states_stage import open_source
 from speculators.launch.target_layers import target_layer_ids
-from speculators.launch.verifier_stage import Verifier, prepare_data
+from speculators.launch.verifier_stage import Verifier
 from speculators.verifier.identity import store_identity
 from speculators.verifier.spec import VerifierSpec
 
@@ -39,9 +40,25 @@ def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
         HiddenStateError: states cannot be had or kept.
     """
     console = Console(highlight=False)
-    config = _filling(config)
+    config = filling(config)
     verifier = Verifier(config)
-    data = prepare_data(config, verifier)
+    return fill_store(config, verifier, prepare_data(config, verifier), console)
+
+
+def fill_store(
+    config: Config, verifier: Verifier, data: PreparedData, console: Console
+) -> dict[str, Any]:
+    """Store the states of every sample that has none yet, of this process's share.
+
+    Args:
+        config: with the policies of `filling`.
+        verifier: computes states, or says what servers must be.
+        data: the samples.
+        console: for progress and summary.
+
+    Raises:
+        HiddenStateError: states cannot be had or kept.
+    """
     layer_ids = target_layer_ids(config, verifier.spec)
     source = open_source(config, verifier, layer_ids, must_keep=True)
     try:
@@ -70,8 +87,12 @@ def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
     return progress.result()
 
 
-def _filling(config: Config) -> Config:
-    """Return the configuration with the policies that fill a store."""
+def filling(config: Config) -> Config:
+    """Return the configuration with the policies that fill a store.
+
+    Raises:
+        ConfigError: no store, or nothing that could compute states.
+    """
     settings = config.hidden_states
     if settings.store_path is None:
         raise ConfigError("hidden_states.store_path=null: extracting needs a store: give a folder")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from speculators.config.schema import Config, OnGenerate
@@ -35,18 +35,6 @@ def open_online(
     """
     settings, spec = config.hidden_states, verifier.spec
 
-    def expected(served: tuple[int, ...]) -> Expected:
-        tables = verifier.tables()
-        return Expected(
-            spec,
-            served,
-            config.training.sequence_length,
-            tables.embed_tokens,
-            make_head(spec, tables),
-            _reference(config, verifier, served),
-            config.seed,
-        )
-
     def open_store(greeting: Greeting | None) -> HiddenStateStore | None:
         path = Path(settings.store_path or "").expanduser()
         keeps = settings.on_generate is OnGenerate.cache
@@ -68,11 +56,30 @@ def open_online(
         settings,
         (*layer_ids, spec.num_layers),
         spec.hidden_size,
-        expected,
+        expectation(config, verifier),
         open_store=None if settings.store_path is None else open_store,
         record=Path(config.output_dir) / "left_out.jsonl",
         must_keep=must_keep,
     )
+
+
+def expectation(config: Config, verifier: Verifier) -> Callable[[tuple[int, ...]], Expected]:
+    """Return what says what servers must be, given the layer ids their files hold."""
+    spec = verifier.spec
+
+    def expected(served: tuple[int, ...]) -> Expected:
+        tables = verifier.tables()
+        return Expected(
+            spec,
+            served,
+            config.training.sequence_length,
+            tables.embed_tokens,
+            make_head(spec, tables),
+            _reference(config, verifier, served),
+            config.seed,
+        )
+
+    return expected
 
 
 def _reference(config: Config, verifier: Verifier, served: tuple[int, ...]) -> Reference | None:

@@ -26,6 +26,7 @@ from speculators.evaluation.report import write_report
 from speculators.evaluation.result import EvaluationResult
 from speculators.evaluation.summary import summary_table
 from speculators.hidden_states.types import HiddenStateSource
+from speculators.launch.data_stage import prepare_data
 from speculators.launch.drafter_stage import build_drafter
 from speculators.launch.prompts_stage import find_prompts
 from speculators.launch.provenance import write_provenance
@@ -33,7 +34,7 @@ from speculators.launch.result import summarise, write_json
 from speculators.launch.states_stage import open_source
 from speculators.launch.threads import limit_threads
 from speculators.launch.validation_stage import Validation
-from speculators.launch.verifier_stage import Verifier, prepare_data
+from speculators.launch.verifier_stage import Verifier
 from speculators.training.ranks import Ranks
 from speculators.training.result import TrainResult
 from speculators.training.trackers import open_tracker

@@ -1,14 +1,12 @@
-"""The first stages of every command: the device, the verifier, the data."""
+"""The first stages of every command: the device and the verifier."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from speculators.config.schema import Config
-from speculators.data.prepare import prepare
 from speculators.data.prepared import PreparedData
 from speculators.data.template import VerifierTokenizer
 from speculators.data.unused_tokens import unused_token_ids
@@ -106,52 +104,3 @@ def choose_device(name: str) -> torch.device:
             "use device=auto or device=cpu"
         ) from error
     return torch.device(name)
-
-
-def prepare_data(config: Config, verifier: Verifier) -> PreparedData:
-    """Return the tokenised conversations, from the cache when the same inputs were prepared.
-
-    No sample is longer than a packed row, nor than the verifier's context: behind its end there are
-    no states worth learning from.
-    """
-    settings = config.data
-    longest = min(config.training.sequence_length, verifier.spec.max_position_embeddings)
-    rewrites = settings.regenerate.enabled
-    return prepare(
-        settings,
-        verifier.tokenizer,
-        vocab_size=verifier.spec.vocab_size,
-        sequence_length=longest,
-        validation_fraction=config.training.validation_fraction,
-        seed=config.seed,
-        cache_dir=Path(config.cache_dir),
-        regenerate=_Answering(config, verifier) if rewrites else None,
-        verifier=verifier.revision() if rewrites else "",
-    )
-
-
-class _Answering:
-    """The verifier in this process, writing answers for prompts."""
-
-    def __init__(self, config: Config, verifier: Verifier) -> None:
-        self._settings, self._seed = config.data.regenerate, config.seed
-        self._verifier = verifier
-
-    def __call__(self, prompts: list[list[int]]) -> list[list[int]]:
-        columns = (
-            TextColumn("answering prompts"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, transient=True) as bar:
-            task = bar.add_task("", total=len(prompts))
-            return self._verifier.model().generate(
-                prompts,
-                max_new_tokens=self._settings.max_new_tokens,
-                temperature=self._settings.temperature,
-                seed=self._seed,
-                batch_size=self._settings.batch_size,
-                stop_ids=sorted(self._verifier.tokenizer.end_of_turn_ids),
-                progress=lambda done: bar.update(task, completed=done),
-            )

@@ -1,4 +1,4 @@
-"""A vLLM server that is none: the extraction protocol, over HTTP and files, in a thread.
+"""A vLLM server that is none: extraction, greedy answers, counters, over HTTP, in a thread.
 
 It does what vLLM 0.32 was measured to do (vLLM specification, section 2): a request's lock file
 is created and locked before the answer, the answer names the file before it exists, the file
@@ -27,10 +27,14 @@ from jaxtyping import Float
 from safetensors.torch import save
 from torch import Tensor
 
+from speculators.testing.draft_counters import DraftCounters, DraftingFunction
 from speculators.testing.faults import Call, Fault, FaultKind, FaultPlan
 
 StatesFunction = Callable[[Sequence[int], Sequence[int]], tuple[Tensor, int]]
 """(token ids, ascending layer ids) -> (states `token layer hidden`, greedy next token)."""
+
+AnswerFunction = Callable[[Sequence[int], int, Sequence[int]], list[int]]
+"""(token ids, longest answer, ids that end it) -> greedy answer, the id that ended it included."""
 
 _K = FaultKind
 _SMALL_BYTES = 2**20
@@ -41,9 +45,12 @@ class FakeVLLM:
 
     Args:
         folder: where the files go; created when missing.
+        drafting: makes it a server of a checkpoint, which drafts, counts and extracts nothing.
+        num_draft_tokens: tokens per draft of such a server.
         called: what the server calls that folder in its answers, as in a container.
         layer_ids: ids to extract, in any order.
         states: computes states and next token of a prompt.
+        answers: computes longer answers; None takes one token after another from `states`.
         model: name in `/v1/models` and in requests.
         root: path or hub id of the model; `model` when None.
         max_model_len: prompt and generated tokens together.
@@ -68,6 +75,9 @@ class FakeVLLM:
         layer_ids: Sequence[int],
         states: StatesFunction,
         *,
+        answers: AnswerFunction | None = None,
+        drafting: DraftingFunction | None = None,
+        num_draft_tokens: int = 1,
         called: str | None = None,
         model: str = "toy",
         root: str | None = None,
@@ -84,6 +94,9 @@ class FakeVLLM:
         self.called = self.folder if called is None else Path(called)
         self.layer_ids = sorted(set(layer_ids))
         self.states = states
+        self.answers = answers or self._one_by_one
+        self.drafting = drafting
+        self.counters = DraftCounters(num_draft_tokens, model)
         self.model, self.root, self.version = model, root or model, version
         self.max_model_len, self.dtype, self.api_key = max_model_len, dtype, api_key
         self.latency_seconds, self.file_delay_seconds = latency_seconds, file_delay_seconds
@@ -146,8 +159,8 @@ class FakeVLLM:
         app = web.Application(client_max_size=2**28)
         app.router.add_get("/health", self._health)
         app.router.add_get("/version", self._version)
-        app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/metrics", self._metrics)
         app.router.add_post("/v1/completions", self._completions)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.01)
         await runner.setup()
@@ -176,7 +189,8 @@ class FakeVLLM:
         labels = f'{{engine="0",model_name="{self.model}"}}'
         numbers = {"running": self.running, "waiting": self._entered - self.running}
         lines = [f"vllm:num_requests_{name}{labels} {float(n)}\n" for name, n in numbers.items()]
-        return web.Response(text="# TYPE vllm:num_requests_running gauge\n" + "".join(lines))
+        gauges = "# TYPE vllm:num_requests_running gauge\n" + "".join(lines)
+        return web.Response(text=gauges + self.counters.text())
 
     async def _models(self, request: web.Request) -> web.Response:
         self._authorize(request)
@@ -196,40 +210,65 @@ class FakeVLLM:
         prompt = self._checked_prompt(body)
         name = request.headers.get("X-Request-Id", uuid.uuid4().hex[:16])
         request_id = f"cmpl-{name}-0-{uuid.uuid4().hex[:8]}"
-        call = Call(next(self._numbers), tuple(prompt), request_id)
+        longest = body.get("max_tokens", 16)
+        call = Call(next(self._numbers), tuple(prompt), request_id, longest)
         self.calls.append(call)
         fault = self.faults.take(call)
         early = await self._fail_early(request, fault)
         if early is not None:
             return early
+        if self.drafting is not None:
+            return await self._draft(request, call, fault, body)
         path = self.folder / f"{request_id}.safetensors"
         lock = _locked(path) if not (fault and fault.kind is _K.no_lock) else None
         if lock is not None:
             self._locks.add(lock)
         self._entered += 1
         try:
-            states, token = await self._compute(prompt)
+            states, tokens = await self._compute(prompt, longest, body.get("stop_token_ids") or ())
         finally:
             self._entered -= 1
         tensors = _spoil(states.to(self.dtype), torch.tensor(prompt), fault)
         delay = fault.seconds if fault and fault.kind is _K.late_file else self.file_delay_seconds
         self._loop.call_later(delay, self._begin_writing, path, tensors, lock, fault)
         named = str(self.called / path.name)
-        answer = _answer(call, self.model, prompt, token, named, fault, body)
+        answer = _answer(call, self.model, prompt, tokens, named, fault, body)
         return await _send(request, answer, fault)
 
-    async def _compute(self, prompt: list[int]) -> tuple[Tensor, int]:
+    async def _compute(
+        self, prompt: list[int], longest: int, stops: Sequence[int]
+    ) -> tuple[Tensor, list[int]]:
         """Wait for a place in the engine, and as long as it takes."""
         async with self._slots:
             self.running += 1
             self.most_running = max(self.most_running, self.running)
             try:
-                computed = self.states(prompt, self.layer_ids)
+                states, token = self.states(prompt, self.layer_ids)
+                tokens = self.answers(prompt, longest, stops) if longest > 1 else [token]
                 if self.latency_seconds:
                     await asyncio.sleep(self.latency_seconds)
-                return computed
+                return states, list(tokens)
             finally:
                 self.running -= 1
+
+    async def _draft(
+        self, request: web.Request, call: Call, fault: Fault | None, body: dict[str, Any]
+    ) -> web.StreamResponse:
+        assert self.drafting is not None
+        stops = body.get("stop_token_ids") or ()
+        async with self._slots:
+            tokens, accepted = self.drafting(call.token_ids, call.max_tokens, stops)
+        # The counters follow the answer, as they do in vLLM.
+        self._loop.call_later(self.file_delay_seconds, self.counters.count, accepted)
+        prompt = list(call.token_ids)
+        answer = _answer(call, self.model, prompt, list(tokens), None, fault, body)
+        return await _send(request, answer, fault)
+
+    def _one_by_one(self, prompt: Sequence[int], longest: int, stops: Sequence[int]) -> list[int]:
+        answer: list[int] = []
+        while len(answer) < longest and not (answer and answer[-1] in stops):
+            answer.append(self.states([*prompt, *answer], self.layer_ids)[1])
+        return answer
 
     def _authorize(self, request: web.Request) -> None:
         wanted = f"Bearer {self.api_key}"
@@ -327,27 +366,29 @@ def _answer(
     call: Call,
     model: str,
     prompt: list[int],
-    token: int,
-    path: str,
+    tokens: list[int],
+    path: str | None,
     fault: Fault | None,
     body: dict[str, Any],
 ) -> dict[str, Any]:
     """Return the completion; token ids only when asked for, as the server does."""
     kind = fault.kind if fault else None
+    ended = tokens[-1] in (body.get("stop_token_ids") or ())
     choice: dict[str, Any] = {
         "index": 0,
         "text": " token",
         "logprobs": None,
-        "finish_reason": "length",
+        "finish_reason": "stop" if ended else "length",
         "stop_reason": None,
         "token_ids": None,
         "prompt_token_ids": None,
     }
     if body.get("return_token_ids"):
         echo = [*prompt[:-1], prompt[-1] + 1] if kind is _K.wrong_echo else prompt
-        choice |= {"token_ids": [token], "prompt_token_ids": echo}
+        choice |= {"token_ids": tokens, "prompt_token_ids": echo}
     named = fault.path if fault is not None and kind is _K.path else path
-    parameters = None if kind is _K.no_path else {"hidden_states_path": named}
+    nothing = kind is _K.no_path or named is None
+    parameters = None if nothing else {"hidden_states_path": named}
     return {
         "id": call.request_id,
         "object": "text_completion",
@@ -355,8 +396,8 @@ def _answer(
         "choices": [choice],
         "usage": {
             "prompt_tokens": len(prompt),
-            "total_tokens": len(prompt) + 1,
-            "completion_tokens": 1,
+            "total_tokens": len(prompt) + len(tokens),
+            "completion_tokens": len(tokens),
         },
         "kv_transfer_params": parameters,
     }

@@ -60,11 +60,13 @@ class Call:
         number: 0 for the first one.
         token_ids: the prompt.
         request_id: id of the answer.
+        max_tokens: longest answer allowed; 1 where only states are wanted.
     """
 
     number: int
     token_ids: tuple[int, ...]
     request_id: str
+    max_tokens: int = 1
 
 
 @dataclass

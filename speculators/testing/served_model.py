@@ -37,3 +37,8 @@ class ServedModel:
         if last_id in layer_ids:
             stacked = torch.cat([states.aux, states.last[:, None]], dim=1)
         return stacked, int(self._head.argmax(states.last[-1:])[0])
+
+    def answer(self, token_ids: Sequence[int], longest: int, stop_ids: Sequence[int]) -> list[int]:
+        """Return the greedy answer of a server's model, as long as asked for."""
+        with self._lock:
+            return self._model.generate([token_ids], max_new_tokens=longest, stop_ids=stop_ids)[0]

@@ -21,27 +21,27 @@ def generate(
     model: VerifierModel,
     prompts: Sequence[Sequence[int]],
     *,
-    max_new_tokens: int,
+    max_new_tokens: int | Sequence[int],
     temperature: float,
-    seed: int,
+    seeds: Sequence[int],
     batch_size: int,
     stop_ids: Sequence[int],
-    progress: Callable[[int], None] | None = None,
+    finished: Callable[[int, list[int]], None] | None = None,
 ) -> list[list[int]]:
     """Continue each prompt until a stop token, `max_new_tokens` or the model's longest context.
 
     What a prompt is answered does not depend on the prompts beside it (up to rounding): each one
-    draws from numbers of its own, a function of the seed and of its place in `prompts`.
+    draws from numbers of its own, a function of its seed.
 
     Args:
         model: the verifier.
         prompts: token ids, at least one each.
-        max_new_tokens: longest answer.
+        max_new_tokens: longest answer; one number, or one for each prompt.
         temperature: 0 takes the most likely token, above 0 draws from softmax(logits / T).
-        seed: of the draws.
+        seeds: of the draws, one for each prompt; unused at temperature 0.
         batch_size: prompts decoded together; finished ones leave the batch.
         stop_ids: tokens that end an answer.
-        progress: called with the number of prompts answered so far.
+        finished: called with the index of a prompt and its answer, as soon as it is there.
 
     Returns:
         New tokens of each prompt, the stop token included.
@@ -56,19 +56,17 @@ def generate(
                 f"prompt {number} has {len(prompt)} tokens; allowed: 1 to {limit - 1} (the context "
                 f"of {model.spec.name_or_path} holds {limit})"
             )
+    longest = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
     answers: list[list[int]] = [[] for _ in prompts]
-    finished = 0
 
     def finish(index: int, answer: list[int]) -> None:
-        nonlocal finished
         answers[index] = answer
-        finished += 1
-        if progress is not None:
-            progress(finished)
+        if finished is not None:
+            finished(index, answer)
 
     for batch in length_batches([len(prompt) for prompt in prompts], max_rows=batch_size):
-        rooms = [min(max_new_tokens, limit - len(prompts[index])) for index in batch]
-        noise = _noise(batch, max(rooms), seed) if temperature > 0 else None
+        rooms = [min(longest[index], limit - len(prompts[index])) for index in batch]
+        noise = _noise([seeds[i] for i in batch], max(rooms)) if temperature > 0 else None
         decoding = _Batch(model, [prompts[i] for i in batch], batch, rooms, stop_ids)
         decoding.run(temperature, noise, finish)
     return answers
@@ -146,11 +144,11 @@ def sample_tokens(
     return chosen.clamp_max(logits.shape[-1] - 1)
 
 
-def _noise(indices: Sequence[int], steps: int, seed: int) -> Float[Tensor, "row step"]:
-    """Return uniform numbers that belong to (seed, prompt) alone."""
+def _noise(seeds: Sequence[int], steps: int) -> Float[Tensor, "row step"]:
+    """Return uniform numbers, each row a function of its seed alone."""
     rows = []
-    for index in indices:
-        digest = hashlib.sha256(f"{seed}/generate/{index}".encode()).digest()
+    for seed in seeds:
+        digest = hashlib.sha256(f"{seed}/generate".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
         rows.append(torch.rand(steps, generator=generator, dtype=torch.float64))
     return torch.stack(rows)

@@ -200,26 +200,26 @@ class VerifierModel:
         self,
         prompts: Sequence[Sequence[int]],
         *,
-        max_new_tokens: int,
+        max_new_tokens: int | Sequence[int],
         temperature: float = 0.0,
-        seed: int = 0,
+        seeds: Sequence[int] | None = None,
         batch_size: int = 64,
         stop_ids: Sequence[int] | None = None,
-        progress: Callable[[int], None] | None = None,
+        finished: Callable[[int, list[int]], None] | None = None,
     ) -> list[list[int]]:
         """Continue prompts; see `speculators.verifier.generation.generate`.
 
-        `stop_ids` defaults to every id that ends a turn.
+        `stop_ids` defaults to every id that ends a turn, `seeds` to the places of the prompts.
         """
         return generation.generate(
             self,
             prompts,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
-            seed=seed,
+            seeds=range(len(prompts)) if seeds is None else seeds,
             batch_size=batch_size,
             stop_ids=self.spec.eos_token_ids if stop_ids is None else stop_ids,
-            progress=progress,
+            finished=finished,
         )
 
     def next_logits(

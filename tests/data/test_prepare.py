@@ -13,9 +13,11 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from data.scripted import Scripted
 
 from speculators.config.schema import DataConfig, Truncation
 from speculators.config.schema.data import BadRows, RegenerateConfig
+from speculators.data.dialogue import Question
 from speculators.data.prepare import prepare
 from speculators.data.prepared import PreparedData, SampleSet, prompt_of
 from speculators.data.split import split_point
@@ -37,7 +39,7 @@ def run(tmp_path: Path, make_tokenizer: MakeTokenizer) -> Prepare:
     """Prepare with small defaults; keywords of `DataConfig` and of `prepare` may be mixed."""
 
     def go(path: Path | str, template: str | None = "chatml", **settings: Any) -> PreparedData:
-        names = ("sequence_length", "validation_fraction", "seed", "regenerate_with", "verifier")
+        names = ("sequence_length", "validation_fraction", "seed", "answerer", "verifier")
         given = {name: settings.pop(name) for name in names if name in settings}
         config = DataConfig(name="rows", path=str(path), **settings)
         return prepare(
@@ -48,7 +50,7 @@ def run(tmp_path: Path, make_tokenizer: MakeTokenizer) -> Prepare:
             validation_fraction=given.get("validation_fraction", 0.25),
             seed=given.get("seed", 0),
             cache_dir=tmp_path / "cache",
-            regenerate=given.get("regenerate_with"),
+            answerer=given.get("answerer"),
             verifier=given.get("verifier", ""),
             progress=False,
         )
@@ -330,17 +332,50 @@ def test_regenerated_answers(
     with pytest.raises(ConfigError, match=r"data\.regenerate\.enabled=true: needs a verifier"):
         run(path, **settings)
 
-    def write(prompts: list[list[int]]) -> list[list[int]]:
-        return [own for _ in prompts]
-
-    data = run(path, **settings, regenerate_with=write, verifier="a")
+    answerer = Scripted(lambda question: own)
+    data = run(path, **settings, answerer=answerer, verifier="a")
     for side, index in everything(data):
         sample = side[index]
         assert sample.input_ids[sample.loss_mask].tolist() == own
-    assert data.report.method == "the verifier's own tokens"
-    assert run(path, **settings, regenerate_with=write, verifier="a").reused
-    assert not run(path, **settings, regenerate_with=write, verifier="b").reused
-    assert run(path, regenerate_with=write).report.method == "prefix rendering"
+    report = data.report
+    assert report.method == "the verifier's own tokens"
+    assert report.finish_reasons == {"stop": 40}
+    assert report.num_answer_tokens == 40 * len(own)
+    lines = [json.loads(line) for line in Path(report.answers).read_text().splitlines()]
+    assert len(lines) == 40
+    assert run(path, **settings, answerer=answerer, verifier="a").reused
+    assert len(answerer.asked) == 40
+    assert not run(path, **settings, answerer=answerer, verifier="b").reused
+    assert run(path, answerer=answerer).report.method == "prefix rendering"
+    # The ledger is a file of pre-tokenised rows: its tokens and masks are trained on as they are.
+    again = run(report.answers)
+    mine = {s["sample_id"]: s["loss_mask"] for s in rows_of(data)}
+    assert {s["sample_id"]: s["loss_mask"] for s in rows_of(again)} == mine
+
+
+def test_a_second_start_asks_only_for_what_is_missing(
+    run: Prepare, write_rows: WriteRows, rows: list[Any], make_tokenizer: MakeTokenizer
+) -> None:
+    own = make_tokenizer("chatml").tail_ids("Mine.<|im_end|>").tolist()
+    path, settings = write_rows(rows), {"regenerate": RegenerateConfig(enabled=True)}
+
+    def until_it_breaks(question: Question) -> list[int]:
+        if len(broken.asked) > 25:
+            raise RuntimeError("killed")
+        return own
+
+    broken, whole = Scripted(until_it_breaks), Scripted(lambda question: own)
+    with pytest.raises(RuntimeError, match="killed"):
+        run(path, **settings, answerer=broken)
+    report = run(path, **settings, answerer=whole).report
+    assert report.num_remembered_answers == 25
+    assert len(whole.asked) == 15
+    assert sum(report.finish_reasons.values()) == report.num_conversations == 40
+    # More rows, another policy: what is known stays known.
+    more = write_rows([*rows, {**rows[0], "id": "new"}], name="more.jsonl")
+    asked = len(whole.asked)
+    run(more, **settings, answerer=whole, min_supervised_tokens=3)
+    assert len(whole.asked) == asked + 1
 
 
 def test_generated_conversations(run: Prepare) -> None:
@@ -351,11 +386,12 @@ def test_generated_conversations(run: Prepare) -> None:
 def test_failure_leaves_nothing_behind(
     run: Prepare, write_rows: WriteRows, rows: list[Any], tmp_path: Path
 ) -> None:
-    def fail(prompts: list[list[int]]) -> list[list[int]]:
+    def fail(question: Question) -> list[int]:
         raise RuntimeError("out of memory")
 
+    settings = RegenerateConfig(enabled=True)
     with pytest.raises(RuntimeError, match="out of memory"):
-        run(write_rows(rows), regenerate=RegenerateConfig(enabled=True), regenerate_with=fail)
+        run(write_rows(rows), regenerate=settings, answerer=Scripted(fail))
     assert list((tmp_path / "cache" / "prepared").iterdir()) == []
 
 

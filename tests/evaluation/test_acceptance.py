@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from speculators.evaluation.acceptance import Acceptance
+from speculators.evaluation.acceptance import DEFINITION, Acceptance
 
 
 def test_numbers_of_a_small_case() -> None:
@@ -92,3 +93,8 @@ def test_dict_is_json_with_its_definition() -> None:
     assert numbers["acceptance_length"] == 2.5
     assert "bonus" in numbers["definition"]
     assert len(numbers["acceptance_length_ci95"]) == 2
+
+
+def test_the_definition_is_written_down_once_for_people() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert DEFINITION in " ".join(text.replace("\n> ", " ").split())

@@ -16,8 +16,9 @@ from speculators.errors import ConfigError, HiddenStateOutageError
 from speculators.hidden_states.identity import ANY_DTYPE
 from speculators.hidden_states.offline import OfflineSource
 from speculators.launch import extract
+from speculators.launch.data_stage import prepare_data
 from speculators.launch.states_stage import open_source
-from speculators.launch.verifier_stage import Verifier, prepare_data
+from speculators.launch.verifier_stage import Verifier
 from speculators.testing.fake_vllm import FakeVLLM
 from speculators.testing.served_model import ServedModel
 from speculators.verifier.identity import store_identity
@@ -38,7 +39,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(shared: Path, verifier: Verifier) -> Iterator[FakeVLLM]:
     model = ServedModel(verifier.model())
-    with FakeVLLM(shared / "transfer", (*LAYERS, 7), model, max_model_len=513) as fake:
+    with FakeVLLM(
+        shared / "transfer", (*LAYERS, 7), model, answers=model.answer, max_model_len=513
+    ) as fake:
         yield fake
 
 

@@ -43,7 +43,9 @@ def model() -> ServedModel:
 
 @pytest.fixture
 def server(shared: Path, model: ServedModel) -> Iterator[FakeVLLM]:
-    with FakeVLLM(shared / "transfer", (1, 3, 5, 7), model, max_model_len=257) as fake:
+    with FakeVLLM(
+        shared / "transfer", (1, 3, 5, 7), model, answers=model.answer, max_model_len=257
+    ) as fake:
         yield fake
 
 

@@ -15,7 +15,8 @@ from speculators.config.schema import Config
 from speculators.conversion.layout import read_serving_config
 from speculators.errors import CheckpointError, ConfigError, DataError
 from speculators.launch import evaluate, prepare, train
-from speculators.launch.verifier_stage import Verifier, prepare_data
+from speculators.launch.data_stage import prepare_data
+from speculators.launch.verifier_stage import Verifier
 
 RESULT_KEYS = {
     "acceptance_length",

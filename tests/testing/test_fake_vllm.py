@@ -106,6 +106,46 @@ def test_it_refuses_as_the_real_one(
         assert text in json.loads(error.read())["error"]["message"]
 
 
+def test_longer_answers_end_at_a_stop_token_or_at_their_length(
+    server: FakeVLLM, toy: ToyVerifier
+) -> None:
+    (choice,) = complete(server, [5, 6], max_tokens=6)["choices"]
+    tokens, prompt = choice["token_ids"], [5, 6]
+    assert (len(tokens), choice["finish_reason"]) == (6, "length")
+    for token in tokens:
+        assert toy(prompt, (4,))[1] == token
+        prompt.append(token)
+    stop = tokens[2]
+    answer = complete(server, [5, 6], max_tokens=6, stop_token_ids=[stop])
+    (choice,) = answer["choices"]
+    assert choice["token_ids"] == tokens[: tokens.index(stop) + 1]
+    assert choice["finish_reason"] == "stop"
+    path = Path(answer["kv_transfer_params"]["hidden_states_path"])
+    wait_for(path)
+    assert load_file(path)["token_ids"].tolist() == [5, 6]
+
+
+def test_a_drafting_server_counts_and_writes_no_files(tmp_path: Path, toy: ToyVerifier) -> None:
+    def drafting(prompt: Any, longest: int, stops: Any) -> tuple[list[int], list[int]]:
+        return [7, 8, 9, 1], [2, 0]
+
+    folder = tmp_path / "drafting"
+    with FakeVLLM(folder, (), toy, drafting=drafting, num_draft_tokens=3) as server:
+        answer = complete(server, [5], max_tokens=9, stop_token_ids=[1])
+        time.sleep(0.05)
+        with urllib.request.urlopen(server.url.removesuffix("v1") + "metrics") as text:
+            lines = text.read().decode().splitlines()
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    assert answer["kv_transfer_params"] is None
+    assert list(folder.iterdir()) == []
+    labels = 'engine="0",model_name="toy"'
+    assert f"vllm:spec_decode_num_drafts_total{{{labels}}} 2.0" in lines
+    assert f"vllm:spec_decode_num_draft_tokens_total{{{labels}}} 6.0" in lines
+    name = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
+    found = [line.rpartition(" ")[2] for line in lines if line.startswith(name)]
+    assert found == ["1.0", "1.0", "0.0"]
+
+
 def test_faults_hit_the_calls_they_are_planned_for(server: FakeVLLM) -> None:
     server.faults.add_for(Fault(FaultKind.status, status=418), [9], count=1)
     complete(server, [8])

@@ -62,7 +62,11 @@ def test_draws_belong_to_the_prompt_and_the_seed(save_model: Callable[..., Path]
 
     def draw(prompts: list[list[int]], seed: int, batch_size: int) -> list[list[int]]:
         return model.generate(
-            prompts, max_new_tokens=12, temperature=1.0, seed=seed, batch_size=batch_size
+            prompts,
+            max_new_tokens=12,
+            temperature=1.0,
+            seeds=[100 * seed + place for place in range(len(prompts))],
+            batch_size=batch_size,
         )
 
     together = draw(PROMPTS, 1, 64)
@@ -97,9 +101,13 @@ def test_answers_end_with_the_context(save_model: Callable[..., Path]) -> None:
         model.generate([[]], max_new_tokens=1)
 
 
-def test_progress_counts_answers(save_model: Callable[..., Path]) -> None:
-    seen: list[int] = []
+def test_answers_are_handed_over_as_they_end(save_model: Callable[..., Path]) -> None:
+    seen: dict[int, list[int]] = {}
     model = load(save_model("llama"))
-    model.generate(PROMPTS, max_new_tokens=3, batch_size=2, progress=seen.append)
-    assert seen == [1, 2, 3, 4, 5]
+    answers = model.generate(
+        PROMPTS, max_new_tokens=[3, 1, 3, 2, 3], batch_size=2, finished=seen.__setitem__
+    )
+    assert [seen[index] for index in range(5)] == answers
+    assert len(answers[1]) == 1
+    assert len(answers[3]) <= 2
     assert model.generate([], max_new_tokens=3) == []

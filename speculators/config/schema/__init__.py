@@ -6,7 +6,14 @@ together is said once, in the YAML files under `conf/`. Every schema may have
 everywhere and prefixes the dotted path.
 """
 
-from speculators.config.schema.data import DataConfig, DataFormat, MultiTurn, Truncation
+from speculators.config.schema.data import (
+    DataConfig,
+    DataFormat,
+    MultiTurn,
+    RegenerateConfig,
+    Truncation,
+    Unfinished,
+)
 from speculators.config.schema.evaluation import EvaluationConfig, Sampling
 from speculators.config.schema.extract import ExtractConfig
 from speculators.config.schema.hidden_states import (
@@ -59,6 +66,7 @@ __all__ = [
     "OnMissing",
     "OptimizerConfig",
     "Precision",
+    "RegenerateConfig",
     "Sampling",
     "ScheduleConfig",
     "ScheduleName",
@@ -68,5 +76,6 @@ __all__ = [
     "TrackerConfig",
     "TrainingConfig",
     "Truncation",
+    "Unfinished",
     "VerifierConfig",
 ]

@@ -50,9 +50,20 @@ class BadRows(Enum):
     drop = "drop"
 
 
+class Unfinished(Enum):
+    """What happens to a regenerated answer that reached its longest length."""
+
+    keep = "keep"
+    drop = "drop"
+
+
 @dataclass
 class RegenerateConfig:
-    """Let the verifier write the answers anew, so that the drafter learns what it will serve."""
+    """Let the verifier write the answers anew, so that the drafter learns what it will serve.
+
+    The servers of `hidden_states.endpoints` answer where there are any, otherwise the verifier
+    runs in this process.
+    """
 
     enabled: bool = False
     """Replace every assistant turn by the verifier's own answer."""
@@ -60,8 +71,13 @@ class RegenerateConfig:
     """Longest answer, in tokens."""
     temperature: float = 0.0
     """0 is greedy decoding."""
+    unfinished: Unfinished = Unfinished.keep
+    """An answer without an end: keep it (supervised up to where it was cut), or drop it. The
+    conversation ends there in both cases."""
+    capture: bool = False
+    """prepare: also store the hidden states of the regenerated rows (hidden_states.store_path)."""
     batch_size: int = 32
-    """Conversations decoded together."""
+    """Conversations decoded together by a verifier in this process."""
 
     def problems(self) -> Iterator[Problem]:
         """Check the ranges."""

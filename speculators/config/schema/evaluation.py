@@ -36,10 +36,17 @@ class EvaluationConfig:
     """one_hot: drafts by argmax, accepted with p(draft); ratio: drafts sampled from q, accepted
     with min(1, p/q)."""
     compare: bool = True
-    """Also decode without drafting: proves losslessness and measures the speed-up."""
+    """Also decode without drafting: proves losslessness and measures the speed-up. With an
+    endpoint: also decode in this process, and compare tokens and acceptance."""
+    endpoint: str | None = None
+    """evaluate: base URL of a running `vllm serve CHECKPOINT`, which decodes the prompts."""
 
     def problems(self) -> Iterator[Problem]:
         """Check the ranges."""
         yield from at_least(self, "num_prompts", 1)
         yield from at_least(self, "max_new_tokens", 1)
         yield from at_least(self, "temperature", 0)
+        if self.endpoint is not None and not self.endpoint.startswith(("http://", "https://")):
+            yield Problem("endpoint", self.endpoint, "must be a URL such as http://localhost:8000")
+        if self.endpoint is not None and self.temperature > 0:
+            yield Problem("temperature", self.temperature, "a server is asked greedily: must be 0")

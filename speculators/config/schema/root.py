@@ -68,3 +68,17 @@ class Config:
         yield from at_least(self, "seed", 0)
         yield from at_least(self, "num_threads", 1)
         yield from at_least(self, "show", 0)
+        rewriting = self.data.regenerate
+        if rewriting.capture and not rewriting.enabled:
+            yield Problem(
+                "data.regenerate.capture",
+                True,
+                "stores the states of regenerated rows: give data.regenerate.enabled=true, or use "
+                "`speculators extract` for rows as they are",
+            )
+        elif rewriting.capture and self.hidden_states.store_path is None:
+            yield Problem(
+                "data.regenerate.capture",
+                True,
+                "needs a folder: give hidden_states.store_path=DIR",
+            )

@@ -1,4 +1,4 @@
-"""The five requests the project makes to a vLLM server, and what their answers mean."""
+"""The requests the project makes to a vLLM server, and what their answers mean."""
 
 from __future__ import annotations
 
@@ -60,6 +60,22 @@ class Completion:
 
     path: str
     next_token: int
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Tokens a server wrote.
+
+    Attributes:
+        token_ids: new tokens, the one it stopped at included.
+        finish_reason: `stop` or `length`.
+        path: file of the prompt's states, which a server started for extraction writes for every
+            request; None where there is none.
+    """
+
+    token_ids: list[int]
+    finish_reason: str
+    path: str | None
 
 
 def base_url(endpoint: str) -> str:
@@ -146,15 +162,81 @@ class VllmClient:
             AttemptError: no usable answer.
         """
         prompt = list(prompt)
+        body = {"model": model, "prompt": prompt, "max_tokens": 1, "temperature": 0}
+        answer = await self._post(url, body)
+        path = _path(answer)
+        choice = _choice(answer)
+        if path is None:
+            raise NoFileError(
+                "answer names no hidden_states_path: was the server started for extraction "
+                "(`speculators serve`)?"
+            )
+        _check_echo(choice, prompt)
+        return Completion(path, choice["token_ids"][0])
+
+    async def generate(
+        self,
+        url: str,
+        model: str,
+        prompt: Sequence[int],
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+        stop_ids: Sequence[int] = (),
+    ) -> Generated:
+        """Let the model write (data specification, section 8): token ids in, token ids out.
+
+        Args:
+            url: the server.
+            model: name of the model there.
+            prompt: tokens.
+            max_new_tokens: longest answer.
+            temperature: 0 is greedy.
+            seed: of the draws.
+            stop_ids: tokens that end an answer, beside the model's own.
+
+        Raises:
+            AttemptError: no usable answer.
+        """
+        prompt, stops = list(prompt), sorted(stop_ids)
         body = {
             "model": model,
             "prompt": prompt,
-            "max_tokens": 1,
-            "temperature": 0,
-            "repetition_penalty": 1.0,
-            "return_token_ids": True,
+            "max_tokens": max_new_tokens,
+            "temperature": temperature,
+            "top_p": 1.0,
+            "top_k": 0,
+            "min_p": 0.0,
+            "seed": seed,
+            "stop_token_ids": stops,
         }
-        answer = await self._exchange(
+        answer = await self._post(url, body)
+        choice = _choice(answer)
+        _check_echo(choice, prompt)
+        tokens, reason = choice["token_ids"], choice.get("finish_reason")
+        if reason not in ("stop", "length"):
+            raise ServerTroubleError(f"answer ended by {reason!r}")
+        early = next((i for i, token in enumerate(tokens[:-1]) if token in stops), None)
+        if early is not None:
+            raise BadStatesError(f"answer goes on behind the end of the turn (token {early})")
+        if len(tokens) > max_new_tokens:
+            raise BadStatesError(f"answer of {len(tokens)} tokens (allowed {max_new_tokens})")
+        return Generated(tokens, reason, _path(answer))
+
+    async def metrics(self, url: str) -> str:
+        """Return what `/metrics` says, in Prometheus' text format.
+
+        Raises:
+            AttemptError: no answer.
+        """
+        return (await self._read("GET", f"{url}/metrics")).decode(errors="replace")
+
+    async def _post(self, url: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Ask for a completion with nothing of the model's generation config in effect."""
+        penalties = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+        body = {**body, **penalties, "return_token_ids": True}
+        return await self._exchange(
             "POST",
             f"{url}/v1/completions",
             data=json.dumps(body).encode(),
@@ -163,19 +245,9 @@ class VllmClient:
                 "X-Request-Id": f"{self.tag}-{next(self._numbers)}",
             },
         )
-        return _completion(answer, prompt)
 
     async def _exchange(self, method: str, url: str, **options: Any) -> dict[str, Any]:
-        try:
-            async with self._session.request(method, url, **options) as response:
-                body = await response.read()
-                if response.status != 200:
-                    raise _refusal(response, body)
-        except TimeoutError:
-            seconds = self._timeout.total
-            raise ServerTroubleError(f"no answer within {seconds:g} s") from None
-        except (aiohttp.ClientError, OSError) as error:
-            raise ServerTroubleError(_brief(error)) from error
+        body = await self._read(method, url, **options)
         try:
             answer = json.loads(body)
         except ValueError:
@@ -183,6 +255,19 @@ class VllmClient:
         if not isinstance(answer, dict):
             raise ServerTroubleError("answer is no JSON object")
         return answer
+
+    async def _read(self, method: str, url: str, **options: Any) -> bytes:
+        try:
+            async with self._session.request(method, url, **options) as response:
+                body = await response.read()
+                if response.status != 200:
+                    raise _refusal(response, body)
+                return body
+        except TimeoutError:
+            seconds = self._timeout.total
+            raise ServerTroubleError(f"no answer within {seconds:g} s") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise ServerTroubleError(_brief(error)) from error
 
 
 def _watched_socket(address: Any) -> socket.socket:
@@ -230,24 +315,31 @@ def _message(body: bytes) -> str:
     return " ".join(text.split())[:300] or "no message"
 
 
-def _completion(answer: dict[str, Any], prompt: list[int]) -> Completion:
-    """Check the answer's shape and its echo of the prompt."""
+def _choice(answer: dict[str, Any]) -> dict[str, Any]:
+    """Return the first choice, which must hold tokens."""
     try:
         choice = answer["choices"][0]
-        echo, generated = choice["prompt_token_ids"], choice["token_ids"]
-        next_token = int(generated[0])
-    except (KeyError, IndexError, TypeError, ValueError):
-        raise ServerTroubleError("answer without choices[0].token_ids") from None
-    parameters = answer.get("kv_transfer_params")
-    path = parameters.get("hidden_states_path") if isinstance(parameters, dict) else None
-    if not isinstance(path, str) or not path:
-        raise NoFileError(
-            "answer names no hidden_states_path: was the server started for extraction "
-            "(`speculators serve`)?"
-        )
+        tokens, echo = choice["token_ids"], choice["prompt_token_ids"]
+    except (KeyError, IndexError, TypeError):
+        tokens, echo = None, None
+    if not (isinstance(tokens, list) and tokens and all(type(t) is int for t in tokens)) or (
+        echo is None
+    ):
+        raise ServerTroubleError("answer without choices[0].token_ids")
+    return choice
+
+
+def _check_echo(choice: dict[str, Any], prompt: list[int]) -> None:
+    echo = choice["prompt_token_ids"]
     if echo != prompt:
         raise BadStatesError(f"answer is for another prompt: {first_difference(echo, prompt)}")
-    return Completion(path, next_token)
+
+
+def _path(answer: dict[str, Any]) -> str | None:
+    """Return the file of states an answer names, or None."""
+    parameters = answer.get("kv_transfer_params")
+    path = parameters.get("hidden_states_path") if isinstance(parameters, dict) else None
+    return path if isinstance(path, str) and path else None
 
 
 def first_difference(got: Any, wanted: Sequence[int]) -> str:

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from speculators.config.schema.hidden_states import FetchConfig
 from speculators.errors import HiddenStateError
+from speculators.hidden_states.online.answering import Answering, Ask, Written
 from speculators.hidden_states.online.breaker import Endpoint, EndpointPool
 from speculators.hidden_states.online.checks import StatesCheck
 from speculators.hidden_states.online.client import REQUEST_PREFIX, VllmClient, base_url
@@ -63,7 +64,12 @@ class Connection:
             greet=self._handshake.again,
             healthy=self._client.healthy,
         )
-        self._fetcher = Fetcher(settings, exchange, self._pool, self._handshake.again)
+        again = self._handshake.again
+        self._fetcher = Fetcher(settings, exchange, self._pool, again)
+        answering = Answering(
+            *(self._client, self._folder, expected.spec.vocab_size, settings.file_timeout_seconds)
+        )
+        self._answers = Fetcher(settings, answering, self._pool, again)
 
     @classmethod
     async def open(
@@ -114,7 +120,11 @@ class Connection:
 
     async def fetch(self, order: int, sample: Tokens) -> Received:
         """Return the states of one sample; see `Fetcher.fetch`."""
-        return await self._fetcher.fetch(order, sample)
+        return await self._fetcher.fetch(order, sample.input_ids)
+
+    async def ask(self, order: int, request: Ask) -> Written:
+        """Return what a server writes; see `Fetcher.fetch`."""
+        return await self._answers.fetch(order, request)
 
     async def close(self) -> None:
         """Close connections and remove what requests left behind."""

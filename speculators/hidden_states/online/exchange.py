@@ -29,6 +29,16 @@ class Received:
     states: Float[Tensor, "token layer hidden"]
     next_token: int
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens the server computed."""
+        return len(self.states)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes it handed over."""
+        return self.states.nbytes
+
 
 @dataclass(frozen=True)
 class Exchange:

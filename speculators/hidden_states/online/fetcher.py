@@ -1,4 +1,4 @@
-"""The states of one sample after another from whichever server is free; when to try again."""
+"""One request after another at whichever server is free; when to try again."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-
-from torch import Tensor
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 from speculators.config.schema.hidden_states import FetchConfig
 from speculators.errors import HiddenStateError, HiddenStateOutageError
 from speculators.hidden_states.online.breaker import Endpoint, EndpointPool
-from speculators.hidden_states.online.exchange import Exchange, Received
+from speculators.hidden_states.online.client import VllmClient
 from speculators.hidden_states.online.failures import (
     AttemptError,
     BadStatesError,
@@ -23,7 +22,7 @@ from speculators.hidden_states.online.failures import (
     ServerTroubleError,
     StuckLockError,
 )
-from speculators.hidden_states.types import Tokens
+from speculators.hidden_states.online.transfer import TransferFolder
 
 _log = logging.getLogger(__name__)
 _LONGEST_BACKOFF_SECONDS = 60.0
@@ -59,14 +58,57 @@ class FetchCounts:
     retries: int = 0
     failures: Counter[str] = field(default_factory=Counter)
 
-    def add(self, states: Tensor) -> None:
+    def add(self, result: Countable) -> None:
         """Count a sample."""
         self.samples += 1
-        self.tokens += len(states)
-        self.received_bytes += states.nbytes
+        self.tokens += result.num_tokens
+        self.received_bytes += result.num_bytes
 
 
-class Fetcher:
+@runtime_checkable
+class Countable(Protocol):
+    """What came back."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens the server computed."""
+        ...
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes it handed over."""
+        ...
+
+
+_Request = TypeVar("_Request", contravariant=True)
+_Result = TypeVar("_Result", bound=Countable, covariant=True)
+
+
+@runtime_checkable
+class Attempt(Protocol[_Request, _Result]):
+    """Asks one server for one thing, once."""
+
+    @property
+    def client(self) -> VllmClient:
+        """Speaks HTTP."""
+        ...
+
+    @property
+    def folder(self) -> TransferFolder:
+        """Where servers hand over files."""
+        ...
+
+    async def __call__(self, endpoint: Endpoint, request: _Request, /) -> _Result:
+        """Make the attempt.
+
+        Raises:
+            AttemptError: this one failed.
+            HiddenStateError: every one would.
+        """
+        ...
+
+
+class Fetcher(Generic[_Request, _Result]):
     """Gets samples; lives on one event loop.
 
     A failure is held against the sample only when the server proves to be all right: it answers
@@ -75,7 +117,7 @@ class Fetcher:
 
     Args:
         settings: attempts and pauses.
-        exchange: makes one attempt.
+        attempt: makes one attempt.
         pool: hands out servers.
         greet: proves with a known probe that a server is still what it was; raises
             `AttemptError` when it cannot answer and `HiddenStateError` when it is another.
@@ -84,21 +126,21 @@ class Fetcher:
     def __init__(
         self,
         settings: FetchConfig,
-        exchange: Exchange,
+        attempt: Attempt[_Request, _Result],
         pool: EndpointPool,
         greet: Callable[[Endpoint], Awaitable[None]],
     ) -> None:
         self.counts = FetchCounts()
         self._settings = settings
-        self._exchange, self._pool, self._greet = exchange, pool, greet
+        self._attempt, self._pool, self._greet = attempt, pool, greet
         self._suspicion: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
-    async def fetch(self, order: int, sample: Tokens) -> Received:
-        """Return the checked states of one sample.
+    async def fetch(self, order: int, request: _Request) -> _Result:
+        """Return the checked result of one request.
 
         Args:
             order: position in the stream; the oldest sample is served first.
-            sample: what to ask for.
+            request: what to ask for.
 
         Raises:
             LeftOutError: attempts are used up.
@@ -111,7 +153,7 @@ class Fetcher:
             endpoint = await self._pool.acquire(order, avoid)
             model = endpoint.model
             try:
-                received = await self._exchange(endpoint, sample.input_ids)
+                result = await self._attempt(endpoint, request)
             except AttemptError as failure:
                 avoid, problem = endpoint, failure
             except asyncio.CancelledError:
@@ -119,8 +161,8 @@ class Fetcher:
                     raise final from None
                 raise
             else:
-                self.counts.add(received.states)
-                return received
+                self.counts.add(result)
+                return result
             finally:
                 self._pool.release(endpoint)
             self.counts.retries += 1
@@ -148,7 +190,7 @@ class Fetcher:
             if endpoint.down_reason is not None or endpoint.refused:
                 return False
             if isinstance(problem, ServerTroubleError):
-                if not await self._exchange.client.healthy(endpoint.url):
+                if not await self._attempt.client.healthy(endpoint.url):
                     self._pool.mark_down(endpoint, problem.reason)
                     return False
                 if not last:
@@ -166,7 +208,7 @@ class Fetcher:
             return False
 
     def _why_no_file(self) -> str:
-        space = self._exchange.folder.describe_space()
+        space = self._attempt.folder.describe_space()
         return f"the server cannot write files: disk full or no permission? {space}"
 
     async def _come_again(self, problem: BusyError, waited: float) -> None:

@@ -1,0 +1,306 @@
+"""Evaluation of a running server: the same prompts, its own counters, the same definition.
+
+Prompts go one at a time, so that what the counters gained belongs to a prompt. That is checked by
+arithmetic: an answer of n tokens is one token of the prefill and what the verify calls gave, of
+which at most K stand behind its end. Anything else means that somebody else used the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from rich.console import Console
+
+from speculators.config.schema import EvaluationConfig
+from speculators.errors import DataError, HiddenStateError, LaunchError
+from speculators.evaluation.acceptance import Acceptance
+from speculators.evaluation.comparison import find_mismatch
+from speculators.evaluation.engine_metrics import DraftCounters
+from speculators.evaluation.progress import DecodingProgress
+from speculators.evaluation.prompts import Prompt
+from speculators.evaluation.result import (
+    Cost,
+    EvaluationResult,
+    Mismatch,
+    distinct_gram_share,
+)
+from speculators.evaluation.verifier import CachedVerifier, PromptTokenizer
+from speculators.hidden_states.online.client import ServedModel, VllmClient, base_url
+from speculators.hidden_states.online.failures import AttemptError
+
+_TIMEOUT_SECONDS = 600.0
+_COUNTERS_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class ServedCheckpoint:
+    """What the server must be serving.
+
+    Attributes:
+        names: last components under which checkpoint and verifier may be known there.
+        num_draft_tokens: tokens per draft, K.
+        context: longest sequence of the verifier.
+    """
+
+    names: frozenset[str]
+    num_draft_tokens: int
+    context: int
+
+
+@dataclass
+class _Served:
+    """One prompt with the server's answers and what they cost."""
+
+    prompt: Prompt
+    prompt_ids: list[list[int]] = field(default_factory=list)
+    answers: list[tuple[int, ...]] = field(default_factory=list)
+    counts: list[DraftCounters] = field(default_factory=list)
+
+    def acceptance(self, num_draft_tokens: int) -> Acceptance:
+        """Return the statistics of all its turns."""
+        counts = self.counts
+        total = DraftCounters(
+            drafts=sum(count.drafts for count in counts),
+            draft_tokens=sum(count.draft_tokens for count in counts),
+            accepted_tokens=sum(count.accepted_tokens for count in counts),
+            per_position=tuple(
+                sum(count.per_position[k] for count in counts) for k in range(num_draft_tokens)
+            ),
+        )
+        return total.acceptance()
+
+
+def evaluate_served(
+    endpoint: str,
+    checkpoint: ServedCheckpoint,
+    tokenizer: PromptTokenizer,
+    prompts: Sequence[Prompt],
+    config: EvaluationConfig,
+    *,
+    seed: int,
+    console: Console | None = None,
+) -> ServedAnswers:
+    """Send prompts to `vllm serve CHECKPOINT`, greedily, and read acceptance from its counters.
+
+    Args:
+        endpoint: base URL.
+        checkpoint: what must be served there.
+        tokenizer: makes prompts and reads answers.
+        prompts: what to decode; `config.num_prompts` limits them.
+        config: lengths.
+        seed: of the confidence interval.
+        console: where to show progress.
+
+    Raises:
+        LaunchError: no server, another model, no drafting, or other requests at the same time.
+        DataError: no prompt, or one that leaves no room for an answer.
+    """
+    chosen = list(prompts[: config.num_prompts])
+    if not chosen:
+        raise DataError("evaluation: no prompt to decode")
+    run = _Run(endpoint, checkpoint, tokenizer, config)
+    try:
+        done = asyncio.run(run.all(chosen, console))
+    except AttemptError as failure:
+        raise LaunchError(
+            f"evaluation.endpoint={endpoint}: {failure.reason}; the server is started with "
+            "`vllm serve CHECKPOINT`"
+        ) from None
+    except (LaunchError, HiddenStateError) as error:
+        raise LaunchError(f"evaluation.endpoint={endpoint}: {error}") from None
+    return ServedAnswers(run, done, seed)
+
+
+@dataclass
+class _Run:
+    """What stays the same over all prompts."""
+
+    endpoint: str
+    checkpoint: ServedCheckpoint
+    tokenizer: PromptTokenizer
+    config: EvaluationConfig
+    version: str = ""
+    seconds: float = 0.0
+
+    async def all(self, prompts: Sequence[Prompt], console: Console | None) -> list[_Served]:
+        url, client = base_url(self.endpoint), VllmClient(_TIMEOUT_SECONDS)
+        try:
+            model = await client.served_model(url)
+            self._check_model(model)
+            self.version = await client.version(url)
+            counters = DraftCounters.parse(await client.metrics(url))
+            self._check_drafts(counters)
+            done = []
+            with DecodingProgress(len(prompts), console, enabled=True) as bar:
+                for prompt in prompts:
+                    one = _Served(prompt)
+                    counters = await self._answer(client, url, model, one, counters)
+                    done.append(one)
+                    bar.advance(
+                        sum(map(len, one.answers)),
+                        sum(c.drafts for c in one.counts),
+                        sum(c.accepted_tokens for c in one.counts),
+                    )
+            return done
+        finally:
+            await client.close()
+
+    async def _answer(
+        self, client: VllmClient, url: str, model: ServedModel, one: _Served, before: DraftCounters
+    ) -> DraftCounters:
+        texts: list[str] = []
+        for _ in one.prompt.turns:
+            ids = self._prompt_ids(one.prompt, texts)
+            room = self._room(ids, one.prompt, model)
+            began = time.perf_counter()
+            written = await client.generate(
+                url,
+                model.name,
+                ids,
+                max_new_tokens=room,
+                stop_ids=sorted(self.tokenizer.end_of_turn_ids),
+            )
+            self.seconds += time.perf_counter() - began
+            after = await self._settled(client, url, before, len(written.token_ids))
+            one.prompt_ids.append(ids)
+            one.answers.append(tuple(written.token_ids))
+            one.counts.append(after - before)
+            before = after
+            stopped = written.token_ids[-1] in self.tokenizer.end_of_turn_ids
+            texts.append(self.tokenizer.decode(written.token_ids[: -1 if stopped else None]))
+        return before
+
+    async def _settled(
+        self, client: VllmClient, url: str, before: DraftCounters, num_tokens: int
+    ) -> DraftCounters:
+        """Return the counters when they account for an answer: they come a little after it."""
+        deadline = time.monotonic() + _COUNTERS_SECONDS
+        while True:
+            now = DraftCounters.parse(await client.metrics(url))
+            gained = now - before
+            if gained.emitted + 1 >= num_tokens:
+                break
+            if time.monotonic() > deadline:
+                raise LaunchError(
+                    f"an answer of {num_tokens} tokens moved the counters by {gained.emitted} "
+                    "only: something between here and the server keeps its metrics or its "
+                    "answers; ask the server itself"
+                )
+            await asyncio.sleep(0.02)
+        if gained.emitted + 1 > num_tokens + self.checkpoint.num_draft_tokens:
+            raise LaunchError(
+                f"an answer of {num_tokens} tokens moved the counters by {gained.emitted}: other "
+                "requests are being served at the same time; evaluate a server nobody else uses"
+            )
+        return now
+
+    def _prompt_ids(self, prompt: Prompt, answers: Sequence[str]) -> list[int]:
+        if prompt.input_ids is not None and not answers:
+            return list(prompt.input_ids)
+        return self.tokenizer.prompt_ids(prompt.history(answers))
+
+    def _room(self, ids: Sequence[int], prompt: Prompt, model: ServedModel) -> int:
+        """Answer tokens that fit, as in process: the last block reaches past the answer."""
+        room = self.checkpoint.context - len(ids) - self.checkpoint.num_draft_tokens
+        if room < 1:
+            raise DataError(
+                f"{prompt.source or prompt.prompt_id}: {len(ids)} tokens leave no room for an "
+                f"answer in the verifier's context of {self.checkpoint.context}; shorten the prompt"
+            )
+        room = min(room, self.config.max_new_tokens)
+        needed = len(ids) + room + self.checkpoint.num_draft_tokens
+        if model.max_model_len is not None and model.max_model_len < needed:
+            raise LaunchError(
+                f"the server takes {model.max_model_len} tokens (--max-model-len), "
+                f"{prompt.source or prompt.prompt_id} needs {needed}: start it with more, or lower "
+                "evaluation.max_new_tokens"
+            )
+        return room
+
+    def _check_model(self, model: ServedModel) -> None:
+        found = {name.rstrip("/").rpartition("/")[2] for name in (model.name, model.root)}
+        if not found & self.checkpoint.names:
+            raise LaunchError(
+                f"serves {model.root}, not {' or '.join(sorted(self.checkpoint.names))}: another "
+                "model; start the server with `vllm serve CHECKPOINT`"
+            )
+
+    def _check_drafts(self, counters: DraftCounters) -> None:
+        got, wanted = len(counters.per_position), self.checkpoint.num_draft_tokens
+        if got != wanted:
+            raise LaunchError(
+                f"the server drafts {got} tokens at a time, the checkpoint {wanted}: another "
+                "drafter (or a server of `speculators serve`, which extracts); start it with "
+                "`vllm serve CHECKPOINT`"
+            )
+
+
+@dataclass(frozen=True)
+class ServedAnswers:
+    """What a server answered, and what its counters say about it."""
+
+    _run: _Run
+    _done: Sequence[_Served]
+    _seed: int
+
+    def result(
+        self, reference: EvaluationResult | None = None, verifier: CachedVerifier | None = None
+    ) -> EvaluationResult:
+        """Add up, with the definitions of an evaluation in process.
+
+        Args:
+            reference: the same prompts decoded in this process; its answers are compared.
+            verifier: with a reference: tells how close differing tokens are.
+        """
+        size, done = self._run.checkpoint.num_draft_tokens, self._done
+        groups: dict[str, list[Acceptance]] = {}
+        for one in done:
+            name = one.prompt.category or "uncategorised"
+            groups.setdefault(name, []).append(one.acceptance(size))
+        categorised = any(one.prompt.category is not None for one in done)
+        merged = {name: Acceptance.merge(parts) for name, parts in groups.items()}
+        answers = [answer for one in done for answer in one.answers]
+        num_drafts = sum(count.drafts for one in done for count in one.counts)
+        mismatches: list[list[Mismatch]] | None = None
+        if reference is not None and verifier is not None:
+            mismatches = [
+                _differences(one, expected, verifier)
+                for one, expected in zip(done, reference.answers, strict=True)
+            ]
+        return EvaluationResult(
+            acceptance=Acceptance.merge([one.acceptance(size) for one in done]),
+            by_category=merged if categorised else {},
+            speculative=Cost(
+                tokens=sum(map(len, answers)),
+                verifier_calls=num_drafts + len(answers),
+                seconds=self._run.seconds,
+            ),
+            plain=None,
+            lossless_prompts=None if mismatches is None else sum(not m for m in mismatches),
+            mismatches=tuple(m for found in mismatches or () for m in found),
+            distinct_4gram_share=distinct_gram_share(answers),
+            settings={
+                "temperature": 0.0,
+                "sampling": None,
+                "max_new_tokens": self._run.config.max_new_tokens,
+                "seed": self._seed,
+                "prompts": self._run.config.prompts,
+                "engine": f"vllm {self._run.version} at {self._run.endpoint}",
+            },
+            examples=(),
+            answers=tuple(tuple(one.answers) for one in done),
+        )
+
+
+def _differences(
+    one: _Served, expected: Sequence[Sequence[int]], verifier: CachedVerifier
+) -> list[Mismatch]:
+    turns = zip(one.prompt_ids, expected, one.answers, strict=True)
+    found = [
+        find_mismatch(verifier, *turn, prompt_id=one.prompt.prompt_id, turn=number)
+        for number, turn in enumerate(turns)
+    ]
+    return [mismatch for mismatch in found if mismatch is not None]

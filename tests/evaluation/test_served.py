@@ -1,0 +1,181 @@
+"""A server's own counters, on the same prompts, against decoding in this process."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from evaluation.fakes import FakeDrafter, FakeTokenizer, FakeVerifier, noisy
+from speculators.config.schema import EvaluationConfig
+from speculators.errors import DataError, LaunchError
+from speculators.evaluation.decode import decode
+from speculators.evaluation.evaluate import evaluate
+from speculators.evaluation.prompts import Prompt
+from speculators.evaluation.served import ServedAnswers, ServedCheckpoint, evaluate_served
+from speculators.evaluation.summary import summary_table
+from speculators.testing.fake_vllm import FakeVLLM
+from speculators.testing.toy_verifier import ToyVerifier
+
+SIZE = 4
+CHECKPOINT = ServedCheckpoint(frozenset({"fake", "checkpoint_best"}), SIZE, 512)
+CONFIG = EvaluationConfig(max_new_tokens=30)
+PROMPTS = [
+    Prompt(("t3 t4", "t5"), "1", "writing", "f:1"),
+    Prompt(("t7 t8 t9",), "2", "math", "f:2"),
+    Prompt(("t6",), "3", "math", "f:3"),
+]
+
+
+class Engine:
+    """Decodes as a server does: the same verifier, the same drafter."""
+
+    def __init__(self, seed: int = 1) -> None:
+        self.verifier = FakeVerifier(seed=seed)
+        self.drafter = FakeDrafter(self.verifier, noisy(self.verifier, SIZE, 0.3), SIZE)
+
+    def __call__(
+        self, prompt: Sequence[int], longest: int, stops: Sequence[int]
+    ) -> tuple[Sequence[int], list[int]]:
+        decoded = decode(
+            *(self.verifier, prompt),
+            drafter=self.drafter,
+            layer_ids=(0, 1),
+            max_new_tokens=longest,
+            stop_ids=stops,
+        )
+        return decoded.tokens, decoded.accepted
+
+
+@pytest.fixture
+def engine() -> Engine:
+    return Engine()
+
+
+@pytest.fixture
+def serve(tmp_path: Path, engine: Engine) -> Iterator[Callable[..., FakeVLLM]]:
+    started: list[FakeVLLM] = []
+
+    def start(**options: Any) -> FakeVLLM:
+        given = {"drafting": engine, "num_draft_tokens": SIZE, "model": "/models/fake"} | options
+        server = FakeVLLM(tmp_path, (), ToyVerifier(), **given).start()
+        started.append(server)
+        return server
+
+    yield start
+    for server in started:
+        server.stop()
+
+
+def ask(server: FakeVLLM, **options: Any) -> ServedAnswers:
+    given = {"checkpoint": CHECKPOINT, "prompts": PROMPTS, "config": CONFIG} | options
+    return evaluate_served(server.url, tokenizer=FakeTokenizer(), seed=3, **given)
+
+
+def test_counters_and_decoding_agree(serve: Callable[..., FakeVLLM], engine: Engine) -> None:
+    server = serve(file_delay_seconds=0.03)
+    server.counters.count([4, 4])  # somebody was here before
+    here = evaluate(
+        engine.verifier,
+        engine.drafter,
+        FakeTokenizer(),
+        PROMPTS,
+        replace(CONFIG, compare=False),
+        seed=3,
+    )
+    served = ask(server).result(here, engine.verifier)
+    assert served.answers == here.answers
+    assert served.acceptance.to_dict(seed=3) == here.acceptance.to_dict(seed=3)
+    assert served.acceptance.num_drafts > 3
+    assert served.by_category.keys() == here.by_category.keys()
+    assert (served.lossless_prompts, served.mismatches) == (3, ())
+    assert served.speculative.verifier_calls == here.speculative.verifier_calls
+    assert served.settings["engine"] == f"vllm 0.32.0 at {server.url}"
+    screen = Console(file=io.StringIO(), width=100)
+    screen.print(summary_table(served))
+    assert "lossless on 3 of 3 prompts" in screen.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_another_answer_is_reported(serve: Callable[..., FakeVLLM], engine: Engine) -> None:
+    here = evaluate(
+        *(engine.verifier, engine.drafter, FakeTokenizer(), PROMPTS[1:], CONFIG), seed=3
+    )
+
+    def wrong(prompt: Any, longest: int, stops: Any) -> tuple[list[int], list[int]]:
+        tokens, accepted = engine(prompt, longest, stops)
+        return [*tokens[:2], 22 if tokens[2] != 22 else 21, *tokens[3:]], accepted
+
+    served = ask(serve(drafting=wrong), prompts=PROMPTS[1:]).result(here, engine.verifier)
+    assert served.lossless_prompts == 0
+    assert [m.index for m in served.mismatches] == [2, 2]
+    assert all(m.logit_gap and m.logit_gap > 0 for m in served.mismatches)
+
+
+def test_no_server(serve: Callable[..., FakeVLLM]) -> None:
+    server = serve()
+    server.stop()
+    with pytest.raises(LaunchError, match=r"evaluation.endpoint=http\S+: Connect.*vllm serve"):
+        ask(server)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": "/models/other"}, "serves /models/other, not checkpoint_best or fake"),
+        ({"num_draft_tokens": 7}, "drafts 7 tokens at a time, the checkpoint 4"),
+        ({"max_model_len": 20}, r"takes 20 tokens \(--max-model-len\), f:1 needs 37"),
+    ],
+)
+def test_a_wrong_server(
+    options: dict[str, Any], message: str, serve: Callable[..., FakeVLLM]
+) -> None:
+    with pytest.raises(LaunchError, match=message) as caught:
+        ask(serve(**options))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_alias_is_recognised_by_its_root(serve: Callable[..., FakeVLLM]) -> None:
+    ask(serve(model="alias", root="/elsewhere/checkpoint_best/"), prompts=PROMPTS[2:])
+
+
+def test_a_server_without_drafting(
+    serve: Callable[..., FakeVLLM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve()
+    monkeypatch.setattr(server.counters, "text", lambda: "vllm:generation_tokens_total 4.0\n")
+    with pytest.raises(LaunchError, match="the server does not draft"):
+        ask(server)
+
+
+def test_other_requests_are_noticed(serve: Callable[..., FakeVLLM], engine: Engine) -> None:
+    def shared(prompt: Any, longest: int, stops: Any) -> tuple[Sequence[int], list[int]]:
+        tokens, accepted = engine(prompt, longest, stops)
+        return tokens, [*accepted, 4, 4]
+
+    with pytest.raises(LaunchError, match="other requests are being served at the same time"):
+        ask(serve(drafting=shared))
+
+
+def test_counters_that_do_not_move(
+    serve: Callable[..., FakeVLLM], engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("speculators.evaluation.served._COUNTERS_SECONDS", 0.1)
+
+    def silent(prompt: Any, longest: int, stops: Any) -> tuple[Sequence[int], list[int]]:
+        return engine(prompt, longest, stops)[0], []
+
+    with pytest.raises(LaunchError, match="moved the counters by 0 only"):
+        ask(serve(drafting=silent))
+
+
+def test_prompts_that_cannot_be_asked(serve: Callable[..., FakeVLLM]) -> None:
+    server = serve()
+    with pytest.raises(DataError, match="no prompt"):
+        ask(server, prompts=[])
+    with pytest.raises(DataError, match=r"f:1: 3 tokens leave no room .* context of 6"):
+        ask(server, checkpoint=replace(CHECKPOINT, context=6))
