@@ -96,7 +96,7 @@ class Masker:
         self._multi_turn = multi_turn
         self._use_tags = use_tags and multi_turn is MultiTurn.auto
         self._end_ids = np.array(sorted(tokenizer.end_of_turn_ids), dtype=np.int64)
-        self._end_texts = [tokenizer.decode([index]) for index in self._end_ids.tolist()]
+        self._end_texts = tuple(tokenizer.decode([index]) for index in self._end_ids.tolist())
 
     def mask(self, conversations: Sequence[Conversation]) -> list[Masked]:
         """Return what became of each conversation, in order."""
@@ -127,8 +127,17 @@ class Masker:
             yield _View(i, prompt, text, self._stop(text, common_prefix(text, prompt)))
 
     def _stop(self, text: str, start: int) -> int:
+        """Return the end of the turn that begins at `start`: behind its end-of-turn token.
+
+        Some templates close the whole document with one more such token (Phi-3); the verifier has
+        stopped before it.
+        """
         found = ((text.rfind(end, start), len(end)) for end in self._end_texts)
-        return max((place + length for place, length in found if place >= 0), default=len(text))
+        place, length = max(((p, n) for p, n in found if p >= 0), default=(len(text), 0))
+        while (before := text[start:place].rstrip()).endswith(self._end_texts) and before:
+            length = max(len(end) for end in self._end_texts if before.endswith(end))
+            place = start + len(before) - length
+        return place + length
 
     def _groups(self, views: list[_View]) -> list[list[_View]]:
         """Return the views that share a row; the last one of a group gives the row."""

@@ -17,27 +17,37 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from rich.progress import track
+from torch import Tensor
 
 from speculators.config.schema import DataConfig
 from speculators.config.schema.data import BadRows
+from speculators.data.coloured import Stretch, stretches
+from speculators.data.contamination import PromptSets
+from speculators.data.coverage import coverage_sizes, suggest_size
+from speculators.data.hub import HubSource
 from speculators.data.masking import Masked, Masker
 from speculators.data.prepared import FREQUENCIES, MANIFEST, USED, PreparedData
 from speculators.data.probe import MaskMethod, TemplateProbe, probe_template
-from speculators.data.readers import Source, open_source, open_validation
+from speculators.data.readers import Part, Source, open_parts, open_validation
 from speculators.data.regenerate import Regenerate, regenerate_rows
 from speculators.data.report import DataReport, length_histogram
+from speculators.data.report_page import write_report
 from speculators.data.rows import Record
 from speculators.data.samples import SampleWriter, mask_records
-from speculators.data.selection import select_rows
+from speculators.data.selection import Selection, Selector
 from speculators.data.split import group_prefixes, split_validation
 from speculators.data.storage import count_tokens, read_arrow, save_dataset, written_aside
 from speculators.data.template import VerifierTokenizer
+from speculators.data.truncation import Cutter
+from speculators.data.types import Sample
+from speculators.data.vocabulary import forced_token_ids
 from speculators.errors import ConfigError, DataError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _SHOWN = 5
+_SHOWN_SAMPLES, _SHOWN_TOKENS = 3, 1500
 _TOLERATED = 0.01
 
 
@@ -86,8 +96,9 @@ def prepare(
         regenerate=regenerate if config.regenerate.enabled else None,
         verifier=verifier if config.regenerate.enabled else "",
         progress=progress,
-        source=open_source(config, vocab_size=vocab_size, seed=seed),
+        parts=open_parts(config, vocab_size=vocab_size, seed=seed),
         validation=open_validation(config, vocab_size=vocab_size),
+        prompts=open_prompt_sets(config),
     )
     identity = job.identity()
     text = json.dumps(identity, sort_keys=True, default=str)
@@ -113,19 +124,26 @@ class _Job:
     regenerate: Regenerate | None
     verifier: str
     progress: bool
-    source: Source
+    parts: list[Part]
     validation: Source | None
+    prompts: PromptSets | None
     report: DataReport = field(default_factory=DataReport)
 
     def identity(self) -> dict[str, Any]:
         """Return everything the result depends on."""
         settings = _plain(self.config)
-        for name in ("name", "path", "validation_path", "num_workers"):
+        # Where something lies does not matter, only what it holds.
+        for name in ("validation_path", "prompt_sets", "num_workers"):
             del settings[name]
+        for place in (settings, *settings["sources"].values()):
+            for name in ("name", "path", "licence"):
+                del place[name]
+        prompts = self.prompts
         return {
             "format_version": FORMAT_VERSION,
             "settings": settings,
-            "source": self.source.fingerprint(),
+            "sources": [part.source.fingerprint() for part in self.parts],
+            "prompts": None if prompts is None else prompts.fingerprint(),
             "validation": self.validation.fingerprint() if self.validation else None,
             "tokenizer": self.tokenizer.fingerprint,
             "vocab_size": self.vocab_size,
@@ -141,12 +159,15 @@ class _Job:
         probe = self._probe()
         part = folder / "rows" / "part.arrow"
         part.parent.mkdir()
-        writer = SampleWriter(part, self.config, self.sequence_length, self.report)
+        cutter = Cutter(self.config, self.sequence_length, self.report)
+        writer = SampleWriter(part, cutter, self.report)
+        selector = Selector(self.config, self.report, seed=self.seed, prompts=self.prompts)
         try:
-            self._write(self.source, writer, probe)
+            limit = self.config.max_samples if self.config.sources else None
+            self._write(selector.select(self.parts, limit), writer, probe)
             border = len(writer.lengths)
             if self.validation is not None:
-                self._write(self.validation, writer, probe)
+                self._write(selector.select([Part(self.validation)]), writer, probe)
         finally:
             writer.close()
         self._require_samples(writer, border)
@@ -154,11 +175,14 @@ class _Job:
         validates = self._split(writer, conversation_ids, border)
         counts, used = count_tokens(part, ~validates, self.vocab_size)
         save_dataset(part, folder, conversation_ids, validates)
+        shown = self._shown(part, validates)
         shutil.rmtree(part.parent)
         frequencies = {i: int(counts[i]) for i in np.flatnonzero(counts).tolist()}
         torch.save(frequencies, folder / FREQUENCIES)
         np.save(folder / USED, used)
-        self._finish_report(writer, validates, time.perf_counter() - started)
+        self._finish_report(cutter, validates, torch.from_numpy(counts))
+        self.report.seconds = round(time.perf_counter() - started, 3)
+        write_report(folder, self.report, self.name, samples=shown, facts=self._facts())
         self._write_manifest(folder, identity, fingerprint, writer.sample_ids)
 
     def _probe(self) -> TemplateProbe:
@@ -166,24 +190,17 @@ class _Job:
         self.report.method = "the verifier's own tokens" if self.regenerate else probe.method.value
         return probe
 
-    def _write(self, source: Source, writer: SampleWriter, probe: TemplateProbe) -> None:
+    def _write(self, selection: Selection, writer: SampleWriter, probe: TemplateProbe) -> None:
         config = self.config
-        selection = select_rows(
-            source,
-            self.report,
-            limit=config.max_samples if source is self.source else None,
-            bad_rows=config.bad_rows,
-            seed=self.seed,
-        )
         if self.regenerate is not None:
-            masked = self._regenerated(list(selection.records(source)), self.regenerate)
+            masked = self._regenerated(list(selection.records()), self.regenerate)
         else:
             tags = probe.method is MaskMethod.tags
             masker = Masker(self.tokenizer, config.multi_turn, use_tags=tags)
-            masked = mask_records(selection.records(source), masker, config.num_workers)
+            masked = mask_records(selection.records(), masker, config.num_workers)
         for record, result in track(
             masked,
-            description=f"tokenising {source.name}",
+            description="tokenising",
             total=selection.num_records,
             transient=True,
             disable=not self.progress,
@@ -204,14 +221,14 @@ class _Job:
 
     def _require_samples(self, writer: SampleWriter, border: int) -> None:
         report = self.report
-        empty = self.source if border == 0 else None
-        if self.validation is not None and len(writer.lengths) == border:
-            empty = empty or self.validation
-        if empty is not None:
+        empty = self.name if border == 0 else ""
+        if not empty and self.validation is not None and len(writer.lengths) == border:
+            empty = self.validation.name
+        if empty:
             lines = "".join(f"\n  {line}" for line in report.examples[:_SHOWN])
-            raise DataError(f"{empty.name}: no row is left to use; the first reasons:{lines}")
+            raise DataError(f"{empty}: no row is left to use; the first reasons:{lines}")
         unstable = report.dropped.get("unstable turn", 0)
-        if unstable > _TOLERATED * report.num_samples and self.config.bad_rows is BadRows.error:
+        if unstable and self.config.bad_rows is BadRows.error:
             lines = "".join(f"\n  {x}" for x in report.examples if "unstable" in x)
             raise DataError(
                 f"verifier.template: {unstable} assistant turns begin with something else than "
@@ -246,15 +263,50 @@ class _Job:
         return validates
 
     def _finish_report(
-        self, writer: SampleWriter, validates: Bool[np.ndarray, "sample"], seconds: float
+        self, cutter: Cutter, validates: Bool[np.ndarray, "sample"], counts: Int[Tensor, "vocab"]
     ) -> None:
-        report = self.report
+        report, tokenizer = self.report, self.tokenizer
         report.num_validation = int(validates.sum())
         report.num_train = len(validates) - report.num_validation
-        lengths = np.array(writer.lengths, dtype=np.int64)
-        edges, counts = length_histogram(lengths, self.sequence_length)
-        report.length_edges, report.length_counts = edges, counts
-        report.seconds = round(seconds, 3)
+        lengths = np.frombuffer(cutter.lengths, dtype=np.int64)
+        edges, bins = length_histogram(lengths, self.sequence_length)
+        report.length_edges, report.length_counts = edges, bins
+        report.sequence_length = self.sequence_length
+        report.coverage_sizes = coverage_sizes(counts)
+        forced = forced_token_ids(counts, tokenizer.special_tokens, tokenizer.end_of_turn_ids)
+        report.suggested_vocab_size = suggest_size(counts, len(forced))
+        for source, licence in zip(self.parts, _licences(self.config), strict=True):
+            if licence is not None:
+                report.licences[source.source.name] = licence
+            if isinstance(source.source, HubSource) and (commit := source.source.commit()):
+                report.commits[source.source.name] = commit
+
+    def _shown(self, part: Path, validates: Bool[np.ndarray, "sample"]) -> list[list[Stretch]]:
+        """Return the beginnings of the first training samples, for the report."""
+        table, shown = read_arrow(part), []
+        for row in np.flatnonzero(~validates)[:_SHOWN_SAMPLES].tolist():
+            ids, mask = (
+                torch.tensor(table[column][row].as_py()[:_SHOWN_TOKENS])
+                for column in ("input_ids", "loss_mask")
+            )
+            shown.append(list(stretches(Sample(ids, mask == 1, "", ""), self.tokenizer)))
+        return shown
+
+    def _facts(self) -> list[tuple[str, str]]:
+        config, arguments = self.config, self.tokenizer.template_arguments
+        policies = ("truncation", "multi_turn", "bad_rows", "duplicates", "contaminated")
+        values = {name: getattr(config, name).value for name in policies}
+        return [
+            ("template arguments", json.dumps(arguments) if arguments else "none"),
+            ("sequence length", f"{self.sequence_length:,} tokens"),
+            ("seed", str(self.seed)),
+            ("policies", ", ".join(f"{name}={value}" for name, value in values.items())),
+        ]
+
+    @property
+    def name(self) -> str:
+        """What messages call the sources together."""
+        return ", ".join(part.source.name for part in self.parts)
 
     def _write_manifest(
         self, folder: Path, identity: dict[str, Any], fingerprint: str, sample_ids: list[str]
@@ -264,7 +316,7 @@ class _Job:
             "fingerprint": fingerprint,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "inputs": identity,
-            "path": self.source.name,
+            "path": self.name,
             "validation_path": self.validation.name if self.validation else None,
             "template_arguments": self.tokenizer.template_arguments,
             "content": hashlib.sha256("".join(sample_ids).encode()).hexdigest(),
@@ -285,6 +337,23 @@ def _plain(config: DataConfig) -> dict[str, Any]:
             name: value.value if isinstance(value, Enum) else value for name, value in items
         },
     )
+
+
+def _licences(config: DataConfig) -> list[str | None]:
+    """Return the licence of every source."""
+    return [part.licence for part in config.sources.values() or (config,)]
+
+
+def open_prompt_sets(config: DataConfig) -> PromptSets | None:
+    """Return the evaluation prompts of `data.prompt_sets`, if there are any.
+
+    Raises:
+        DataError: nothing is there, or a row holds no prompt.
+    """
+    paths = config.prompt_sets
+    if not paths:
+        return None
+    return PromptSets([paths] if isinstance(paths, str) else paths)
 
 
 def _conversation_ids(writer: SampleWriter, part: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""Records -> samples on disk: masks, truncation, one arrow file that grows batch by batch."""
+"""Records -> samples on disk: masks, and one arrow file that grows batch by batch."""
 
 from __future__ import annotations
 
@@ -12,13 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, Int
 
-from speculators.config.schema import DataConfig, Truncation
 from speculators.data.masking import Masked, MaskedRow, Masker
 from speculators.data.report import DataReport, SourceCount
-from speculators.data.roles import add_roles
 from speculators.data.rows import Record, TokenRow
+from speculators.data.truncation import Cut, Cutter
 from speculators.data.types import Conversation, sample_id_of
 
 _BATCH = 256
@@ -86,12 +84,11 @@ def _as_masked(row: TokenRow) -> Masked:
 
 
 class SampleWriter:
-    """Cuts, counts and writes samples.
+    """Counts and writes samples.
 
     Args:
         path: arrow file to write.
-        config: truncation policy and smallest number of supervised tokens.
-        sequence_length: longest sample, in tokens.
+        cutter: fits rows to the sequence length.
         report: counts are added to it.
 
     Attributes:
@@ -100,10 +97,8 @@ class SampleWriter:
         conversation_ids: None where the source names none.
     """
 
-    def __init__(
-        self, path: Path, config: DataConfig, sequence_length: int, report: DataReport
-    ) -> None:
-        self._config, self._limit, self._report = config, sequence_length, report
+    def __init__(self, path: Path, cutter: Cutter, report: DataReport) -> None:
+        self._cutter, self._report = cutter, report
         self._columns: dict[str, list] = {name: [] for name in _SCHEMA.names}
         self._sink = pa.OSFile(str(path), "wb")
         self._writer = pa.ipc.new_stream(self._sink, _SCHEMA)
@@ -114,47 +109,22 @@ class SampleWriter:
 
     def add(self, record: Record, masked: Masked) -> None:
         """Write the rows of one record and count what is left out."""
-        report = self._report
-        if masked.refusal is not None:
-            report.drop(masked.refusal, f"{record.origin}: {masked.refusal}")
-        for line in masked.unstable:
-            report.drop("unstable turn", f"{record.origin}: unstable {line}")
-        kept = [self._add_row(record, row) for row in masked.rows]
-        report.num_conversations += any(kept)
-        report.num_split += len(kept) > 1
+        for cut in self._cutter.cut(record, masked):
+            self._write(record, cut)
 
-    def _add_row(self, record: Record, row: MaskedRow) -> bool:
-        ids, mask, report = row.input_ids, row.loss_mask, self._report
-        add_roles(report.roles, row.roles)
-        report.num_open_turns += row.num_open_turns
-        surplus = len(ids) - self._limit
-        if surplus > 0 and self._config.truncation is Truncation.drop:
-            report.num_lost_tokens += len(ids)
-            report.drop("longer than the sequence", f"{record.origin}: {len(ids)} tokens")
-            return False
-        ids, mask = ids[: self._limit], mask[: self._limit]
-        supervised = int(mask.sum())
-        if supervised < self._config.min_supervised_tokens:
-            cut = " after truncation" if surplus > 0 else ""
-            reason = f"fewer than {self._config.min_supervised_tokens} supervised tokens{cut}"
-            report.drop(reason, f"{record.origin}: {supervised} supervised tokens{cut}")
-            return False
-        report.num_truncated += surplus > 0
-        report.num_lost_tokens += max(0, surplus)
-        self._write(record, ids, mask, truncated=surplus > 0)
-        return True
-
-    def _write(
-        self,
-        record: Record,
-        ids: Int[np.ndarray, "token"],
-        mask: Bool[np.ndarray, "token"],
-        *,
-        truncated: bool,
-    ) -> None:
-        sample_id, supervised = sample_id_of(ids.tolist()), int(mask.sum())
-        source, report = record.item.source, self._report
-        values = (ids, mask.astype(np.int64), len(ids), sample_id, source, truncated, supervised)
+    def _write(self, record: Record, cut: Cut) -> None:
+        ids, mask, report = cut.input_ids, cut.loss_mask, self._report
+        sample_id, supervised = sample_id_of(ids), int(mask.sum())
+        source = record.item.source
+        values = (
+            ids,
+            mask.astype(np.int64),
+            len(ids),
+            sample_id,
+            source,
+            cut.is_truncated,
+            supervised,
+        )
         for column, value in zip(self._columns.values(), values, strict=True):
             column.append(value)
         self.lengths.append(len(ids))
@@ -170,6 +140,7 @@ class SampleWriter:
         count.samples += 1
         count.tokens += len(ids)
         count.supervised += supervised
+        count.truncated += cut.is_truncated
         if len(self._columns["seq_len"]) >= _BATCH:
             self._flush()
 

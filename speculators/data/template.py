@@ -20,6 +20,8 @@ from speculators.data.chat_template import (
     REFUSALS,
     TemplateRefusalError,
     choose_template,
+    reasoning_key,
+    renamed_reasoning,
     with_text_arguments,
 )
 from speculators.data.types import Turn
@@ -143,7 +145,7 @@ class VerifierTokenizer:
         """
         if self.is_plain:
             return self._plain_text(turns, add_generation_prompt)
-        messages = [{"role": t.role, "content": t.content, **t.extra} for t in turns]
+        messages = self._messages(turns)
         try:
             return self._apply(messages, tools, add_generation_prompt)
         except REFUSALS as error:
@@ -153,6 +155,16 @@ class VerifierTokenizer:
                 except REFUSALS:
                     pass
             raise TemplateRefusalError(f"chat template: {error}") from error
+
+    def _messages(self, turns: Sequence[Turn]) -> list[dict[str, Any]]:
+        key = self._reasoning_key
+        return [
+            {"role": t.role, "content": t.content, **renamed_reasoning(t.extra, key)} for t in turns
+        ]
+
+    @cached_property
+    def _reasoning_key(self) -> str:
+        return reasoning_key(str(self.template))
 
     def _apply(
         self, messages: list[dict[str, Any]], tools: Any, generation: bool, **kind: Any
@@ -176,7 +188,7 @@ class VerifierTokenizer:
         Raises:
             TemplateRefusalError: the template does not accept these turns.
         """
-        messages = [{"role": t.role, "content": t.content, **t.extra} for t in turns]
+        messages = self._messages(turns)
         kind = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
         try:
             result = self._apply(

@@ -83,6 +83,8 @@ def test_folder_holds_a_data_set_of_the_specified_columns(
         "data-00000-of-00001.arrow",
         "dataset_info.json",
         "prepare.json",
+        "report.html",
+        "report.json",
         "state.json",
         "token_freq.pt",
         "token_used.npy",
@@ -393,7 +395,7 @@ def test_manifest_says_what_went_in(run: Prepare, write_rows: WriteRows, rows: l
     assert manifest["fingerprint"] == data.fingerprint
     assert manifest["path"] == str(path)
     assert manifest["inputs"]["sequence_length"] == 64
-    assert manifest["inputs"]["settings"]["truncation"] == "right"
+    assert manifest["inputs"]["settings"]["truncation"] == "keep"
     assert set(manifest["versions"]) == {"datasets", "tokenizers", "torch", "transformers"}
     assert manifest["report"]["num_rows"] == 40
 

@@ -78,9 +78,9 @@ def test_only_a_few_examples_of_each_reason_are_kept() -> None:
 @pytest.mark.parametrize(
     ("lengths", "edges", "counts"),
     [
-        ([1, 15, 16, 64], [0, 16, 32], [2, 1, 1]),
-        ([40, 64], [32], [2]),
-        ([], [0, 16, 32], [0, 0, 0]),
+        ([1, 15, 16, 63, 64, 65, 900], [0, 16, 32, 64, 65], [2, 1, 1, 1, 2]),
+        ([40, 64], [32, 64, 65], [1, 1, 0]),
+        ([], [0, 16, 32, 64, 65], [0, 0, 0, 0, 0]),
     ],
 )
 def test_histogram(lengths: list[int], edges: list[int], counts: list[int]) -> None:

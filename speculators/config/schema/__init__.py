@@ -6,7 +6,7 @@ together is said once, in the YAML files under `conf/`. Every schema may have
 everywhere and prefixes the dotted path.
 """
 
-from speculators.config.schema.data import DataConfig, DataFormat, MultiTurn, Truncation
+from speculators.config.schema.data import DataConfig, MultiTurn, Truncation
 from speculators.config.schema.evaluation import EvaluationConfig, Sampling
 from speculators.config.schema.extract import ExtractConfig
 from speculators.config.schema.hidden_states import (
@@ -25,6 +25,7 @@ from speculators.config.schema.optimization import (
 )
 from speculators.config.schema.root import AttentionBackend, Config
 from speculators.config.schema.serve import ServeConfig
+from speculators.config.schema.source import DataFormat, PartConfig, SourceConfig
 from speculators.config.schema.speculator import Init, LossWeights, SpeculatorConfig
 from speculators.config.schema.training import (
     BestMetric,
@@ -57,11 +58,13 @@ __all__ = [
     "OnGenerate",
     "OnMissing",
     "OptimizerConfig",
+    "PartConfig",
     "Precision",
     "Sampling",
     "ScheduleConfig",
     "ScheduleName",
     "ServeConfig",
+    "SourceConfig",
     "SpeculatorConfig",
     "TrackerConfig",
     "TrainingConfig",
