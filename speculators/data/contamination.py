@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from speculators.config.schema import DataConfig
 from speculators.data.files import find_files, hash_files, read_rows
 from speculators.data.rows import RawRow, Record, TokenRow
 from speculators.data.word_runs import run_hashes, words_of
@@ -77,6 +78,18 @@ class PromptSets:
             if (run := next((run for run in hashes if run in known), None)) is not None:
                 return known[run]
         return None
+
+
+def open_prompt_sets(config: DataConfig) -> PromptSets | None:
+    """Return the evaluation prompts of `data.prompt_sets`, if there are any.
+
+    Raises:
+        DataError: nothing is there, or a row holds no prompt.
+    """
+    paths = config.prompt_sets
+    if not paths:
+        return None
+    return PromptSets([paths] if isinstance(paths, str) else paths)
 
 
 def prompt_texts(row: Any) -> Iterator[str]:

@@ -32,6 +32,8 @@ class RowLoader:
         hidden_size: width of a state.
         seed: of the run.
         shuffle: False gives the same rows in every epoch (validation).
+        rank: of this process; it gets every `world_size`-th row, each rank equally many.
+        world_size: number of processes that share an epoch.
         rows_ahead: rows prepared in a background thread while the caller works; 0 does
             everything in the caller's thread.
     """
@@ -46,8 +48,11 @@ class RowLoader:
         hidden_size: int,
         seed: int,
         shuffle: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
         rows_ahead: int = 1,
     ) -> None:
+        self._rank, self._world_size = rank, world_size
         self._samples, self._source = samples, source
         self._length, self._layers, self._hidden = sequence_length, num_aux_layers, hidden_size
         self._seed, self._shuffle, self._ahead = seed, shuffle, rows_ahead
@@ -78,7 +83,7 @@ class RowLoader:
                 epoch=epoch,
                 shuffle=self._shuffle,
             )
-            self._packed = (key, rows)
+            self._packed = (key, rows.of_rank(self._rank, self._world_size))
         return self._packed[1]
 
     def iterate(self, epoch: int, first_row: int = 0) -> Iterator[PackedBatch]:

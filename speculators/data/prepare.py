@@ -24,7 +24,7 @@ from torch import Tensor
 from speculators.config.schema import DataConfig
 from speculators.config.schema.data import BadRows
 from speculators.data.coloured import Stretch, stretches
-from speculators.data.contamination import PromptSets
+from speculators.data.contamination import PromptSets, open_prompt_sets
 from speculators.data.coverage import coverage_sizes, suggest_size
 from speculators.data.hub import HubSource
 from speculators.data.masking import Masked, Masker
@@ -47,7 +47,7 @@ from speculators.errors import ConfigError, DataError
 
 FORMAT_VERSION = 2
 _SHOWN = 5
-_SHOWN_SAMPLES, _SHOWN_TOKENS = 3, 1500
+_SHOWN_SAMPLES, _SHOWN_CONTEXT, _SHOWN_TOKENS = 3, 120, 1500
 _TOLERATED = 0.01
 
 
@@ -175,7 +175,7 @@ class _Job:
         validates = self._split(writer, conversation_ids, border)
         counts, used = count_tokens(part, ~validates, self.vocab_size)
         save_dataset(part, folder, conversation_ids, validates)
-        shown = self._shown(part, validates)
+        shown = self._shown(part, conversation_ids, validates)
         shutil.rmtree(part.parent)
         frequencies = {i: int(counts[i]) for i in np.flatnonzero(counts).tolist()}
         torch.save(frequencies, folder / FREQUENCIES)
@@ -281,15 +281,23 @@ class _Job:
             if isinstance(source.source, HubSource) and (commit := source.source.commit()):
                 report.commits[source.source.name] = commit
 
-    def _shown(self, part: Path, validates: Bool[np.ndarray, "sample"]) -> list[list[Stretch]]:
-        """Return the beginnings of the first training samples, for the report."""
+    def _shown(
+        self, part: Path, conversation_ids: list[str], validates: Bool[np.ndarray, "sample"]
+    ) -> list[list[Stretch]]:
+        """Return the first training samples around what is supervised, for the report."""
+        rows: dict[str, int] = {}
+        for row in np.flatnonzero(~validates).tolist():
+            rows.setdefault(conversation_ids[row], row)
+            if len(rows) == _SHOWN_SAMPLES:
+                break
         table, shown = read_arrow(part), []
-        for row in np.flatnonzero(~validates)[:_SHOWN_SAMPLES].tolist():
-            ids, mask = (
-                torch.tensor(table[column][row].as_py()[:_SHOWN_TOKENS])
-                for column in ("input_ids", "loss_mask")
-            )
-            shown.append(list(stretches(Sample(ids, mask == 1, "", ""), self.tokenizer)))
+        for row in rows.values():
+            ids, mask = (torch.tensor(table[c][row].as_py()) for c in ("input_ids", "loss_mask"))
+            start = max(0, int(mask.argmax()) - _SHOWN_CONTEXT)
+            stop = start + _SHOWN_TOKENS
+            sample = Sample(ids[start:stop], mask[start:stop] == 1, "", "")
+            cut = [("… ", False)] if start else []
+            shown.append([*cut, *stretches(sample, self.tokenizer)])
         return shown
 
     def _facts(self) -> list[tuple[str, str]]:
@@ -342,18 +350,6 @@ def _plain(config: DataConfig) -> dict[str, Any]:
 def _licences(config: DataConfig) -> list[str | None]:
     """Return the licence of every source."""
     return [part.licence for part in config.sources.values() or (config,)]
-
-
-def open_prompt_sets(config: DataConfig) -> PromptSets | None:
-    """Return the evaluation prompts of `data.prompt_sets`, if there are any.
-
-    Raises:
-        DataError: nothing is there, or a row holds no prompt.
-    """
-    paths = config.prompt_sets
-    if not paths:
-        return None
-    return PromptSets([paths] if isinstance(paths, str) else paths)
 
 
 def _conversation_ids(writer: SampleWriter, part: Path) -> list[str]:

@@ -15,6 +15,7 @@ from speculators.data.report import DataReport
 
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"
 _COLUMN_PIXELS = 120
+_LABEL_PIXELS = 48
 _WIDTH, _LEFT, _TOP, _BOTTOM = 640, 40, 30, 180
 
 
@@ -99,18 +100,25 @@ def _columns(report: DataReport) -> list[tuple[str, int, int, bool]]:
     ]
 
 
-def _curve(sizes: dict[str, int]) -> list[tuple[float, float, int, str]]:
-    """Return x, y, size and share of each point; sizes on a logarithmic axis."""
+def _curve(sizes: dict[str, int]) -> list[tuple[float, float, int, str, bool]]:
+    """Return x, y, size, share of each point, and whether there is room for its labels.
+
+    Sizes stand on a logarithmic axis.
+    """
     if not sizes or max(sizes.values()) < 2:
         return []
     low, high = (math.log(f(sizes.values())) for f in (min, max))
     least = min(float(share) for share in sizes)
-    points = []
+    points: list[tuple[float, float, int, str, bool]] = []
+    labelled = -_WIDTH
     for share, size in sizes.items():
         across = (math.log(size) - low) / max(1e-9, high - low)
         up = (float(share) - least) / max(1e-9, 100 - least)
         x = _LEFT + across * (_WIDTH - 2 * _LEFT)
-        points.append((round(x, 1), round(_BOTTOM - up * (_BOTTOM - _TOP), 1), size, share))
+        y = _BOTTOM - up * (_BOTTOM - _TOP)
+        has_room = x - labelled >= _LABEL_PIXELS
+        labelled = x if has_room else labelled
+        points.append((round(x, 1), round(y, 1), size, share, has_room))
     return points
 
 

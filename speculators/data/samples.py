@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -37,23 +38,39 @@ _worker_masker: Masker | None = None
 def mask_records(
     records: Iterable[Record], masker: Masker, num_workers: int = 0
 ) -> Iterator[tuple[Record, Masked]]:
-    """Yield every record with its masked rows, in order whatever the number of workers."""
+    """Yield every record with its masked rows, in order whatever the number of workers.
+
+    Args:
+        records: what to mask.
+        masker: renders and tokenises.
+        num_workers: processes; 0 works in this one, where one batch is rendered while another is
+            tokenised (tokenizers leave Python's lock).
+    """
     batches = _batched(records)
     if num_workers == 0:
-        for batch in batches:
-            yield from zip(batch, _mask_batch(masker, batch), strict=True)
+        with ThreadPoolExecutor(2) as pool:
+            yield from _in_order(batches, partial(pool.submit, _mask_batch, masker), ahead=2)
         return
     with ProcessPoolExecutor(
         num_workers, get_context("spawn"), initializer=_start_worker, initargs=(masker,)
     ) as pool:
-        waiting: deque[tuple[Sequence[Record], Future[list[Masked]]]] = deque()
-        for batch in batches:
-            waiting.append((batch, pool.submit(_mask_in_worker, batch)))
-            if len(waiting) > 2 * num_workers:
-                done, future = waiting.popleft()
-                yield from zip(done, future.result(), strict=True)
-        for done, future in waiting:
+        yield from _in_order(batches, partial(pool.submit, _mask_in_worker), 2 * num_workers)
+
+
+def _in_order(
+    batches: Iterable[Sequence[Record]],
+    submit: Callable[[Sequence[Record]], Future[list[Masked]]],
+    ahead: int,
+) -> Iterator[tuple[Record, Masked]]:
+    """Hand out results in the order of the batches, at most `ahead` of them waiting."""
+    waiting: deque[tuple[Sequence[Record], Future[list[Masked]]]] = deque()
+    for batch in batches:
+        waiting.append((batch, submit(batch)))
+        if len(waiting) > ahead:
+            done, future = waiting.popleft()
             yield from zip(done, future.result(), strict=True)
+    for done, future in waiting:
+        yield from zip(done, future.result(), strict=True)
 
 
 def _batched(records: Iterable[Record]) -> Iterator[tuple[Record, ...]]:

@@ -64,13 +64,20 @@ class Selector:
         report: counts and examples are added to it.
         seed: of the draw, which depends on the rows and not on their order.
         prompts: evaluation prompts to look for.
+        raises: stop with an error where `data.bad_rows` says so, once a source has been read.
     """
 
     def __init__(
-        self, config: DataConfig, report: DataReport, *, seed: int, prompts: PromptSets | None
+        self,
+        config: DataConfig,
+        report: DataReport,
+        *,
+        seed: int,
+        prompts: PromptSets | None,
+        raises: bool = True,
     ) -> None:
         self._config, self._report, self._seed = config, report, seed
-        self._prompts = prompts
+        self._prompts, self._raises = prompts, raises
         keeps = config.duplicates is Duplicates.keep
         similarity = config.duplicate_similarity
         self._copies = None if keeps else DuplicateFilter(config.duplicates, similarity)
@@ -101,8 +108,9 @@ class Selector:
         for number, row in enumerate(part.source.rows()):
             num_rows += 1
             if isinstance(row, RowProblem):
-                self._report.drop(row.reason, str(row))
-                if row.severity is Severity.bad:
+                is_bad = row.severity is Severity.bad
+                self._report.drop(row.reason, str(row), stops=is_bad and self._stops)
+                if is_bad:
                     num_bad += 1
                     bad += [row] if len(bad) < _SHOWN else []
             elif self._is_wanted(row):
@@ -110,12 +118,16 @@ class Selector:
                 numbers.append(number)
                 if part.source.takes_first and len(numbers) == part.limit:
                     break
-        if num_bad and self._config.bad_rows is BadRows.error:
+        if num_bad and self._stops and self._raises:
             raise DataError(_refusal(bad, num_bad, num_rows))
         self._report.num_rows += num_rows
         return _Candidates(
             np.frombuffer(lots, dtype=np.uint64), np.frombuffer(numbers, dtype=np.int64)
         )
+
+    @property
+    def _stops(self) -> bool:
+        return self._config.bad_rows is BadRows.error
 
     def _is_wanted(self, row: Record) -> bool:
         if self._copies is not None and (reason := self._copies.reason(row)) is not None:
