@@ -12,7 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from speculators.config.discovery import variants
@@ -149,12 +149,21 @@ def _convert(composed: DictConfig, name: str) -> Any:
 def _missing(composed: DictConfig, name: str) -> Iterator[str]:
     """Explain each value that has to be given, below `name` or `name` itself."""
     node = None if OmegaConf.is_missing(composed, name) else composed[name]
-    below = sorted(OmegaConf.missing_keys(node)) if OmegaConf.is_config(node) else []
+    below = sorted(_unset(OmegaConf.to_container(node), name)) if OmegaConf.is_config(node) else []
     for key in below or [name]:
         parent, _, last = key.rpartition(".")
         schema = OmegaConf.get_type(OmegaConf.select(composed, parent) if parent else composed)
         doc = field_doc(schema, last) if schema else ""
         yield f"{key}=???: a value is needed" + (f": {doc}" if doc else "")
+
+
+def _unset(value: Any, path: str) -> Iterator[str]:
+    """Yield the dotted paths of values that were never given; copies of them do not count."""
+    if value == MISSING:
+        yield path
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _unset(item, f"{path}.{key}")
 
 
 def _typed(saved: DictConfig) -> DictConfig:

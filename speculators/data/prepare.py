@@ -187,6 +187,7 @@ class _Job:
 
     def _probe(self) -> TemplateProbe:
         probe = probe_template(self.tokenizer)
+        self.report.not_shown = list(probe.refused)
         self.report.method = "the verifier's own tokens" if self.regenerate else probe.method.value
         return probe
 

@@ -59,6 +59,7 @@ class DataReport:
         commits: of the hub data sets, where the hub names them.
         sources: size by source.
         method: how masks were made.
+        not_shown: kinds of conversation that the template refuses, or shows only in part.
         num_split: conversations that became several rows, because the template renders earlier
             answers differently than when they were the last ones.
         seconds: what preparation took.
@@ -89,6 +90,7 @@ class DataReport:
     licences: dict[str, str] = field(default_factory=dict)
     commits: dict[str, str] = field(default_factory=dict)
     method: str = ""
+    not_shown: list[str] = field(default_factory=list)
     num_split: int = 0
     seconds: float = 0.0
 
@@ -194,6 +196,8 @@ def _totals(report: DataReport) -> Table:
         "duplicates": f"{report.num_duplicates:,}",
         "loss mask by": report.method,
     }
+    if report.not_shown:
+        lines["template without"] = ", ".join(report.not_shown)
     if report.num_split:
         lines["several rows for"] = f"{report.num_split:,} conversations (history is rewritten)"
     for name, count in report.contaminated.items():

@@ -131,6 +131,8 @@ def _facts(report: DataReport) -> list[tuple[str, str]]:
     ):
         if values:
             facts.append((title, ", ".join(f"{key}: {value}" for key, value in values.items())))
+    if report.not_shown:
+        facts.append(("template without", ", ".join(report.not_shown)))
     if report.num_split:
         facts.append(("several rows for", f"{report.num_split:,} conversations"))
     if report.num_open_turns:

@@ -49,12 +49,14 @@ def mask_records(
     batches = _batched(records)
     if num_workers == 0:
         with ThreadPoolExecutor(2) as pool:
-            yield from _in_order(batches, partial(pool.submit, _mask_batch, masker), ahead=2)
+            mask = partial(_mask_batch, masker)
+            yield from _in_order(batches, lambda batch: pool.submit(mask, batch), ahead=2)
         return
     with ProcessPoolExecutor(
         num_workers, get_context("spawn"), initializer=_start_worker, initargs=(masker,)
     ) as pool:
-        yield from _in_order(batches, partial(pool.submit, _mask_in_worker), 2 * num_workers)
+        ahead = 2 * num_workers
+        yield from _in_order(batches, lambda batch: pool.submit(_mask_in_worker, batch), ahead)
 
 
 def _in_order(

@@ -32,7 +32,7 @@ class Selection:
     """
 
     parts: Sequence[Part]
-    rows: Sequence[Int[np.ndarray, "chosen"]]
+    rows: Sequence[Int[np.ndarray, "_"]]
 
     @property
     def num_records(self) -> int:
@@ -177,8 +177,8 @@ def _lowest_of_all(found: Sequence[_Candidates], limit: int) -> list[_Candidates
 def shares(counts: Sequence[int], parts: Sequence[Part], limit: int | None) -> list[int]:
     """Return how many conversations of each source a mixture uses.
 
-    The total is the largest for which no source has to repeat itself, at most `limit`; each source
-    gets its share of it, rounded down, but at least one conversation.
+    The total is the largest for which no source has to repeat itself, at most `limit`; it is
+    divided by weight, and what rounding leaves goes to the largest fractions.
 
     Args:
         counts: conversations each source could give.
@@ -191,12 +191,16 @@ def shares(counts: Sequence[int], parts: Sequence[Part], limit: int | None) -> l
     for part, count in zip(parts, counts, strict=True):
         if count == 0:
             raise DataError(f"{part.source.name}: no row is left to use in the mixture")
-    weights = np.array([1.0 if part.weight is None else part.weight for part in parts])
-    weights /= weights.sum()
+    asked = np.array([1.0 if part.weight is None else part.weight for part in parts])
+    weights = asked / asked.sum()
     total = float((np.array(counts) / weights).min())
     total = total if limit is None else min(total, limit)
     # The tiny addition undoes rounding: 0.75 of 4 is 3.
-    return [max(1, int(share * total + 1e-9)) for share in weights]
+    quotas = np.floor(weights * total + 1e-9).astype(np.int64)
+    left = int(total + 1e-9) - int(quotas.sum())
+    for index in np.argsort(quotas - weights * total, kind="stable")[:left]:
+        quotas[index] += quotas[index] < counts[index]
+    return quotas.tolist()
 
 
 def _refusal(bad: list[RowProblem], num_bad: int, num_rows: int) -> str:

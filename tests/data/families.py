@@ -64,7 +64,8 @@ _CHATML = r"""
 _QWEN3 = r"""
 {%- macro call_text(call) -%}
 {{- '<tool_call>\n{"name": "' + call.function.name + '", "arguments": ' -}}
-{{- (call.function.arguments if call.function.arguments is string else call.function.arguments | tojson) -}}
+{%- set arguments = call.function.arguments -%}
+{{- (arguments if arguments is string else arguments | tojson) -}}
 {{- '}\n</tool_call>' -}}
 {%- endmacro -%}
 {%- set first = messages[0].content if messages[0].role == 'system' else none -%}
@@ -105,9 +106,13 @@ _QWEN3 = r"""
 {%- endfor -%}
 {{- '<|im_end|>\n' -}}
 {%- elif message.role == 'tool' -%}
-{%- if loop.first or messages[loop.index0 - 1].role != 'tool' -%}{{- '<|im_start|>user' -}}{%- endif -%}
+{%- if loop.first or messages[loop.index0 - 1].role != 'tool' -%}
+{{- '<|im_start|>user' -}}
+{%- endif -%}
 {{- '\n<tool_response>\n' + message.content + '\n</tool_response>' -}}
-{%- if loop.last or messages[loop.index0 + 1].role != 'tool' -%}{{- '<|im_end|>\n' -}}{%- endif -%}
+{%- if loop.last or messages[loop.index0 + 1].role != 'tool' -%}
+{{- '<|im_end|>\n' -}}
+{%- endif -%}
 {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
@@ -159,7 +164,8 @@ _LLAMA3 = r"""
 {{- '<|start_header_id|>assistant<|end_header_id|>\n\n' -}}
 {{- '{"name": "' + call.name + '", "parameters": ' + (call.arguments | tojson) + '}<|eot_id|>' -}}
 {%- elif message.role == 'tool' -%}
-{{- '<|start_header_id|>ipython<|end_header_id|>\n\n' + (message.content | tojson) + '<|eot_id|>' -}}
+{{- '<|start_header_id|>ipython<|end_header_id|>\n\n' -}}
+{{- (message.content | tojson) + '<|eot_id|>' -}}
 {%- else -%}
 {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' -}}
 {{- (message['content'] | trim) + '<|eot_id|>' -}}
@@ -264,13 +270,15 @@ _PHI4 = r"""
 # ---- gpt-oss (harmony): channels, a stop token that only the last answer carries --------------
 
 _GPT_OSS = r"""
-{{- '<|start|>system<|message|>You are ChatGPT.\n\n# Valid channels: analysis, commentary, final.' -}}
-{{- '<|end|>' -}}
+{{- '<|start|>system<|message|>You are ChatGPT.\n\n' -}}
+{{- '# Valid channels: analysis, commentary, final.<|end|>' -}}
 {%- set head = messages[0].content if messages[0].role == 'system' else '' -%}
 {%- set messages = messages[1:] if messages[0].role == 'system' else messages -%}
 {%- if head or tools -%}
 {{- '<|start|>developer<|message|># Instructions\n\n' + head -}}
-{%- for tool in tools or [] -%}{{- '\n\ntype ' + tool.function.name + ' = () => any;' -}}{%- endfor -%}
+{%- for tool in tools or [] -%}
+{{- '\n\ntype ' + tool.function.name + ' = () => any;' -}}
+{%- endfor -%}
 {{- '<|end|>' -}}
 {%- endif -%}
 {%- set last = namespace(call=none) -%}
@@ -299,7 +307,9 @@ _GPT_OSS = r"""
 {{- '<|start|>assistant<|channel|>final<|message|>' + message.content + '<|end|>' -}}
 {%- endif -%}
 {%- elif message.role == 'tool' -%}
-{%- if last.call is none -%}{{- raise_exception('Message has tool role, but there was no call!') -}}{%- endif -%}
+{%- if last.call is none -%}
+{{- raise_exception('Message has tool role, but there was no call!') -}}
+{%- endif -%}
 {{- '<|start|>functions.' + last.call + ' to=assistant<|channel|>commentary<|message|>' -}}
 {{- (message.content | tojson) + '<|end|>' -}}
 {%- else -%}
@@ -339,7 +349,7 @@ FAMILIES = {
         _QWEN3,
         (*_IM, *_THINK),
         _qwen3_answer,
-        frozenset({"system"}),
+        frozenset({"system", "tools"}),
         {"enable_thinking": False},
     ),
     "llama3": Family(_LLAMA3, _HEADER, _llama3, frozenset({"system", "tools"}), bos="<s>"),

@@ -103,7 +103,9 @@ CASES = {
         bad=False,
         template="strict",
     ),
-    "two user turns a template accepts": Case(lines(row("q", "r", "a", roles=USERS)), None, usable=9),
+    "two user turns a template accepts": Case(
+        lines(row("q", "r", "a", roles=USERS)), None, usable=9
+    ),
     "unknown role": Case(
         lines(row("q", "a", roles=("user", "narrator"))), "unknown role", "9: unknown role: 'narra"
     ),
@@ -234,9 +236,7 @@ def test_validation_writes_nothing_and_says_what_becomes_of_rows(
     assert check(path)[0].num_stops == 2
 
 
-def test_unstable_answers_are_named_as_stopping(
-    tmp_path: Path, check: Callable[..., Any]
-) -> None:
+def test_unstable_answers_are_named_as_stopping(tmp_path: Path, check: Callable[..., Any]) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(lines())
     listing, named = check(path, "thinking_prompt")

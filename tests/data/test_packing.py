@@ -98,7 +98,9 @@ def test_ranks_share_the_rows(lengths: list[int], world_size: int) -> None:
     rows = pack(array, 64, seed=0, epoch=0)
     parts = [rows.of_rank(rank, world_size) for rank in range(world_size)]
     assert len({len(part) for part in parts}) == 1
-    assert world_size * (len(parts[0]) - 1) < max(1, len(rows)) <= world_size * max(1, len(parts[0]))
+    assert (
+        world_size * (len(parts[0]) - 1) < max(1, len(rows)) <= world_size * max(1, len(parts[0]))
+    )
     placed = np.concatenate([part.indices for part in parts])
     assert sorted(placed.tolist()) == list(range(len(lengths)))
     for number, row in enumerate(rows):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -66,7 +68,7 @@ def test_pieces_are_the_row(mask: list[bool], limit: int) -> None:
     spans = split_points(np.array(mask), limit)
     assert spans[0][0] == 0
     assert spans[-1][1] == len(mask)
-    assert all(a[1] == b[0] for a, b in zip(spans, spans[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(spans))
     assert all(0 < stop - start <= limit for start, stop in spans)
     # No more pieces than twice what is needed: none but the last is less than half full.
     assert all(2 * (stop - start) >= limit for start, stop in spans[:-1])
