@@ -35,7 +35,7 @@ def read_rows(files: list[str], count: int) -> list[dict[str, Any]]:
     """Return the first rows, files taken in order, each with an id of its own."""
     rows: list[dict[str, Any]] = []
     for file in files:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
+        lines = Path(file).read_text(encoding="utf-8").strip().split("\n")
         rows += [{"messages": json.loads(line)["messages"]} for line in lines]
     return [{"id": str(number), **row} for number, row in enumerate(rows[:count])]
 

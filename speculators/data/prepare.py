@@ -17,22 +17,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 from rich.progress import track
-from torch import Tensor
 
 from speculators.config.schema import DataConfig
 from speculators.config.schema.data import BadRows
-from speculators.data.coloured import Stretch, stretches
 from speculators.data.contamination import PromptSets, open_prompt_sets
-from speculators.data.coverage import coverage_sizes, suggest_size
-from speculators.data.hub import HubSource
+from speculators.data.findings import (
+    add_coverage,
+    add_lengths,
+    add_origins,
+    settings_facts,
+    shown_samples,
+)
 from speculators.data.masking import Masked, Masker
 from speculators.data.prepared import FREQUENCIES, MANIFEST, USED, PreparedData
 from speculators.data.probe import MaskMethod, TemplateProbe, probe_template
 from speculators.data.readers import Part, Source, open_parts, open_validation
 from speculators.data.regenerate import Regenerate, regenerate_rows
-from speculators.data.report import DataReport, length_histogram
+from speculators.data.report import DataReport
 from speculators.data.report_page import write_report
 from speculators.data.rows import Record
 from speculators.data.samples import SampleWriter, mask_records
@@ -41,13 +44,10 @@ from speculators.data.split import group_prefixes, split_validation
 from speculators.data.storage import count_tokens, read_arrow, save_dataset, written_aside
 from speculators.data.template import VerifierTokenizer
 from speculators.data.truncation import Cutter
-from speculators.data.types import Sample
-from speculators.data.vocabulary import forced_token_ids
 from speculators.errors import ConfigError, DataError
 
 FORMAT_VERSION = 2
 _SHOWN = 5
-_SHOWN_SAMPLES, _SHOWN_CONTEXT, _SHOWN_TOKENS = 3, 120, 1500
 _TOLERATED = 0.01
 
 
@@ -175,14 +175,19 @@ class _Job:
         validates = self._split(writer, conversation_ids, border)
         counts, used = count_tokens(part, ~validates, self.vocab_size)
         save_dataset(part, folder, conversation_ids, validates)
-        shown = self._shown(part, conversation_ids, validates)
+        shown = shown_samples(read_arrow(part), conversation_ids, ~validates, self.tokenizer)
         shutil.rmtree(part.parent)
         frequencies = {i: int(counts[i]) for i in np.flatnonzero(counts).tolist()}
         torch.save(frequencies, folder / FREQUENCIES)
         np.save(folder / USED, used)
-        self._finish_report(cutter, validates, torch.from_numpy(counts))
+        self.report.num_validation = int(validates.sum())
+        self.report.num_train = len(validates) - self.report.num_validation
+        add_lengths(self.report, cutter, self.sequence_length)
+        add_coverage(self.report, torch.from_numpy(counts), self.tokenizer)
+        add_origins(self.report, self.config, self.parts)
         self.report.seconds = round(time.perf_counter() - started, 3)
-        write_report(folder, self.report, self.name, samples=shown, facts=self._facts())
+        facts = settings_facts(self.config, self.tokenizer, self.sequence_length, self.seed)
+        write_report(folder, self.report, self.name, samples=shown, facts=facts)
         self._write_manifest(folder, identity, fingerprint, writer.sample_ids)
 
     def _probe(self) -> TemplateProbe:
@@ -263,55 +268,6 @@ class _Job:
             raise DataError("data.validation_path: every training row is in it as well")
         return validates
 
-    def _finish_report(
-        self, cutter: Cutter, validates: Bool[np.ndarray, "sample"], counts: Int[Tensor, "vocab"]
-    ) -> None:
-        report, tokenizer = self.report, self.tokenizer
-        report.num_validation = int(validates.sum())
-        report.num_train = len(validates) - report.num_validation
-        lengths = np.frombuffer(cutter.lengths, dtype=np.int64)
-        edges, bins = length_histogram(lengths, self.sequence_length)
-        report.length_edges, report.length_counts = edges, bins
-        report.sequence_length = self.sequence_length
-        report.coverage_sizes = coverage_sizes(counts)
-        forced = forced_token_ids(counts, tokenizer.special_tokens, tokenizer.end_of_turn_ids)
-        report.suggested_vocab_size = suggest_size(counts, len(forced))
-        for source, licence in zip(self.parts, _licences(self.config), strict=True):
-            if licence is not None:
-                report.licences[source.source.name] = licence
-            if isinstance(source.source, HubSource) and (commit := source.source.commit()):
-                report.commits[source.source.name] = commit
-
-    def _shown(
-        self, part: Path, conversation_ids: list[str], validates: Bool[np.ndarray, "sample"]
-    ) -> list[list[Stretch]]:
-        """Return the first training samples around what is supervised, for the report."""
-        rows: dict[str, int] = {}
-        for row in np.flatnonzero(~validates).tolist():
-            rows.setdefault(conversation_ids[row], row)
-            if len(rows) == _SHOWN_SAMPLES:
-                break
-        table, shown = read_arrow(part), []
-        for row in rows.values():
-            ids, mask = (torch.tensor(table[c][row].as_py()) for c in ("input_ids", "loss_mask"))
-            start = max(0, int(mask.argmax()) - _SHOWN_CONTEXT)
-            stop = start + _SHOWN_TOKENS
-            sample = Sample(ids[start:stop], mask[start:stop] == 1, "", "")
-            cut = [("… ", False)] if start else []
-            shown.append([*cut, *stretches(sample, self.tokenizer)])
-        return shown
-
-    def _facts(self) -> list[tuple[str, str]]:
-        config, arguments = self.config, self.tokenizer.template_arguments
-        policies = ("truncation", "multi_turn", "bad_rows", "duplicates", "contaminated")
-        values = {name: getattr(config, name).value for name in policies}
-        return [
-            ("template arguments", json.dumps(arguments) if arguments else "none"),
-            ("sequence length", f"{self.sequence_length:,} tokens"),
-            ("seed", str(self.seed)),
-            ("policies", ", ".join(f"{name}={value}" for name, value in values.items())),
-        ]
-
     @property
     def name(self) -> str:
         """What messages call the sources together."""
@@ -346,11 +302,6 @@ def _plain(config: DataConfig) -> dict[str, Any]:
             name: value.value if isinstance(value, Enum) else value for name, value in items
         },
     )
-
-
-def _licences(config: DataConfig) -> list[str | None]:
-    """Return the licence of every source."""
-    return [part.licence for part in config.sources.values() or (config,)]
 
 
 def _conversation_ids(writer: SampleWriter, part: Path) -> list[str]:
