@@ -187,7 +187,8 @@ class _Job:
         add_origins(self.report, self.config, self.parts)
         self.report.seconds = round(time.perf_counter() - started, 3)
         facts = settings_facts(self.config, self.tokenizer, self.sequence_length, self.seed)
-        write_report(folder, self.report, self.name, samples=shown, facts=facts)
+        facts = [("sources", self.name), *facts]
+        write_report(folder, self.report, self.config.name, samples=shown, facts=facts)
         self._write_manifest(folder, identity, fingerprint, writer.sample_ids)
 
     def _probe(self) -> TemplateProbe:

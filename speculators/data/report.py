@@ -39,7 +39,7 @@ class DataReport:
         num_validation: samples on the validation side.
         num_tokens: tokens of all samples.
         num_supervised: supervised tokens of all samples.
-        num_truncated: samples whose end was cut.
+        num_truncated: rows that were cut or split.
         num_lost_tokens: tokens cut off or dropped for length.
         num_open_turns: supervised turns without an end token before truncation.
         num_duplicates: samples equal to an earlier one.
@@ -145,7 +145,7 @@ def length_histogram(
     """
     edges = [0]
     edge = 16
-    while edge <= sequence_length:
+    while edge < sequence_length:
         edges.append(edge)
         edge *= 2
     edges.append(sequence_length + 1)
@@ -192,7 +192,7 @@ def _totals(report: DataReport) -> Table:
         f"validation {report.num_validation:,})",
         "tokens": f"{report.num_tokens:,}",
         "supervised": f"{report.num_supervised:,} ({report.supervised_share:.1%})",
-        "truncated": f"{report.num_truncated:,} samples, {report.num_lost_tokens:,} tokens lost",
+        "truncated": f"{report.num_truncated:,} rows, {report.num_lost_tokens:,} tokens lost",
         "duplicates": f"{report.num_duplicates:,}",
         "loss mask by": report.method,
     }
@@ -231,7 +231,7 @@ def _lengths(report: DataReport, width: int) -> Table:
 
 
 def _sources(report: DataReport) -> Table:
-    table = _table("Sources", "source", "samples", "tokens", "supervised", "truncated")
+    table = _table("Sources", "source", "samples", "tokens", "supervised", "cut")
     for name, count in sorted(report.sources.items()):
         values = (count.samples, count.tokens, count.supervised, count.truncated)
         table.add_row(name, *(f"{value:,}" for value in values))
