@@ -2,7 +2,7 @@
 
     python benchmarks/packing.py [--count 800000] [--sequence-length 8192] [--ranks 8]
 
-Lengths are drawn as ShareGPT's are spread (lognormal, median 735 tokens, cut to 8..sequence length).
+Lengths are drawn as those of ShareGPT are spread (lognormal, median 735 tokens, from 8 to a row).
 Printed: seconds for one epoch's order, filled share, rows, bytes kept, peak bytes while packing,
 seconds to take up an epoch in its middle, and the largest over the smallest number of tokens a rank
 gets.
