@@ -38,7 +38,7 @@ def make_family(backend: Tokenizer) -> MakeFamily:
             eos_token=family.eos or "<|end_of_text|>",
         )
         fast.chat_template = family.template
-        stops = [tokenizer.token_to_id(name) for name in family.stops]
+        stops = [tokenizer.get_vocab()[name] for name in family.stops]
         return VerifierTokenizer(fast, family.template, family.arguments, stops)
 
     def make(name: str) -> VerifierTokenizer:
