@@ -3,15 +3,14 @@
     python benchmarks/prepare.py TOKENIZER FILE [FILE ...] [--count 5000] [--rounds 2] [--json FILE]
 
 TOKENIZER is a model folder with a chat template, FILE holds conversations in the messages layout.
-Both sides start from the same rows, end with token ids and loss masks on disk, run in this order in
-one process each, and get the same number of processors:
+Both sides start from the same file and a loaded tokenizer, end with token ids and loss masks on
+disk, and run in turns, each in a process of its own on the same processors. Imports and the loading
+of the tokenizer are not counted.
 
 - straightforward: `datasets.Dataset.map` calls `apply_chat_template` for the conversation up to
   every assistant turn, with and without that turn, and compares (with generation tags in the
   template: once, `return_assistant_tokens_mask`);
 - this project: everything `speculators prepare` does, validation, split, counts, report included.
-
-
 """
 
 from __future__ import annotations
@@ -28,7 +27,31 @@ import time
 from pathlib import Path
 from typing import Any
 
+import datasets
+from transformers import AutoTokenizer
+
+from speculators.config.schema import DataConfig
+from speculators.data.prepare import prepare
+from speculators.data.template import VerifierTokenizer
+
 SEQUENCE_LENGTH = 8192
+
+
+class Loaded:
+    """What both sides start from.
+
+    Args:
+        folder: of the tokenizer.
+
+    Attributes:
+        plain: the `transformers` tokenizer.
+        vocab_size: embedding rows of its model.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.plain: Any = AutoTokenizer.from_pretrained(folder)
+        sizes = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        self.vocab_size = int(sizes["vocab_size"])
 
 
 def read_rows(files: list[str], count: int) -> list[dict[str, Any]]:
@@ -40,12 +63,9 @@ def read_rows(files: list[str], count: int) -> list[dict[str, Any]]:
     return [{"id": str(number), **row} for number, row in enumerate(rows[:count])]
 
 
-def straightforward(folder: Path, file: Path, tokenizer_folder: str, num_processes: int) -> int:
+def straightforward(folder: Path, file: Path, loaded: Loaded, num_processes: int) -> int:
     """Prepare as most scripts do; return the number of rows."""
-    import datasets
-    from transformers import AutoTokenizer
-
-    tokenizer: Any = AutoTokenizer.from_pretrained(tokenizer_folder)
+    tokenizer = loaded.plain
     tagged = re.search(r"\{%-?\s*generation", tokenizer.chat_template) is not None
 
     def ids(messages: list[dict[str, str]], prompt: bool) -> list[int]:
@@ -76,17 +96,12 @@ def straightforward(folder: Path, file: Path, tokenizer_folder: str, num_process
     return len(done)
 
 
-def this_project(folder: Path, file: Path, tokenizer_folder: str, num_processes: int) -> int:
+def this_project(folder: Path, file: Path, loaded: Loaded, num_processes: int) -> int:
     """Prepare with this project; return the number of samples."""
-    from speculators.config.schema import DataConfig
-    from speculators.data.prepare import prepare
-    from speculators.data.template import VerifierTokenizer
-
-    sizes = json.loads((Path(tokenizer_folder) / "config.json").read_text(encoding="utf-8"))
     data = prepare(
         DataConfig(name="benchmark", path=str(file), num_workers=num_processes),
-        VerifierTokenizer.load(tokenizer_folder),
-        vocab_size=sizes["vocab_size"],
+        VerifierTokenizer(loaded.plain, loaded.plain.chat_template),
+        vocab_size=loaded.vocab_size,
         sequence_length=SEQUENCE_LENGTH,
         validation_fraction=0.1,
         seed=0,
@@ -100,7 +115,7 @@ SIDES = {"straightforward": straightforward, "this project": this_project}
 
 
 def run_side(name: str, file: Path, tokenizer: str, num_processes: int) -> float:
-    """Return seconds of one side in a process of its own, imports not counted."""
+    """Return seconds of one side in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         code = [sys.executable, __file__, "--side", name, "--count", str(num_processes)]
         command = [*code, tokenizer, str(file), "--folder", folder]
@@ -152,12 +167,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side is not None:
-        side = SIDES[arguments.side]
-        import datasets  # noqa: F401  both sides need it: not what is compared
-        import transformers  # noqa: F401
-
+        loaded = Loaded(arguments.tokenizer)
         start = time.perf_counter()
-        side(arguments.folder, Path(arguments.files[0]), arguments.tokenizer, arguments.count)
+        SIDES[arguments.side](arguments.folder, Path(arguments.files[0]), loaded, arguments.count)
         print(time.perf_counter() - start)
         return
     result = measure(arguments)

@@ -96,6 +96,10 @@ class Masker:
         self._multi_turn = multi_turn
         self._use_tags = use_tags and multi_turn is MultiTurn.auto
         self._end_ids = np.array(sorted(tokenizer.end_of_turn_ids), dtype=np.int64)
+        self._is_end = np.zeros(
+            max([tokenizer.num_tokens, *(self._end_ids + 1).tolist()]), dtype=bool
+        )
+        self._is_end[self._end_ids] = True
         self._end_texts = tuple(tokenizer.decode([index]) for index in self._end_ids.tolist())
 
     def mask(self, conversations: Sequence[Conversation]) -> list[Masked]:
@@ -177,7 +181,7 @@ class Masker:
         for start, stop in spans:
             mask[start:stop] = True
         roles = count_roles(conversation.turns[: view.turn + 1], view.text, row, mask)
-        num_open = sum(int(row.input_ids[stop - 1]) not in self._end_ids for _, stop in spans)
+        num_open = sum(not self._is_end[row.input_ids[stop - 1]] for _, stop in spans)
         return MaskedRow(row.input_ids, mask, roles, num_open)
 
     def _span(
@@ -188,7 +192,7 @@ class Masker:
         if not border.is_exact and not self._harmless(conversation, view, text, border.leftover):
             return f"the generation prompt's {border.leftover!r} is not what the template writes"
         start, stop = border.index, find_border(self._tokenizer, row, text, view.head).index
-        ends = np.flatnonzero(np.isin(row.input_ids[start:stop], self._end_ids))
+        ends = np.flatnonzero(self._is_end[row.input_ids[start:stop]])
         if len(ends):
             stop = start + int(ends[-1]) + 1
         return (start, stop) if stop > start else "the template writes nothing for it"
