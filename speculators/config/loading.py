@@ -33,6 +33,7 @@ _MAYBE_FILES = (
     ("speculator", "from_pretrained"),
     ("data", "path"),
     ("data", "validation_path"),
+    ("data", "prompt_sets"),
     ("evaluation", "prompts"),
 )
 _WORDS = ("tiny", "checkpoint", "auto", "plain")
@@ -136,9 +137,17 @@ def _make_absolute(config: Config) -> None:
         config.hidden_states.store_path = os.path.abspath(os.path.expanduser(store))
     for group, name in _MAYBE_FILES:
         part = getattr(config, group)
-        value = getattr(part, name)
-        if value is not None and value not in _WORDS and os.path.exists(value):
-            setattr(part, name, os.path.abspath(value))
+        setattr(part, name, _absolute(getattr(part, name)))
+    for source in config.data.sources.values():
+        source.path = _absolute(source.path)
+
+
+def _absolute(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_absolute(item) for item in value]
+    if value is None or value in _WORDS or not os.path.exists(value):
+        return value
+    return os.path.abspath(value)
 
 
 def _convert(composed: DictConfig, name: str) -> Any:

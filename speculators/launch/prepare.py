@@ -14,7 +14,7 @@ from speculators.data.report_page import REPORT_HTML
 from speculators.data.validate import validate_rows
 from speculators.errors import DataError
 from speculators.launch.threads import limit_threads
-from speculators.launch.verifier_stage import Verifier, prepare_data
+from speculators.launch.verifier_stage import Verifier, longest_sample, prepare_data
 from speculators.launch.vocabulary_stage import (
     announce_vocabulary,
     choose_vocabulary,
@@ -55,7 +55,7 @@ def _validate(config: Config, verifier: Verifier, console: Console) -> dict[str,
         config.data,
         verifier.tokenizer,
         vocab_size=verifier.spec.vocab_size,
-        sequence_length=config.training.sequence_length,
+        sequence_length=longest_sample(config, verifier),
         seed=config.seed,
         emit=lambda line: console.print(line, soft_wrap=True, markup=False),
     )
