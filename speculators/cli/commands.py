@@ -32,7 +32,7 @@ class Command:
     passes_on: bool = False
 
 
-_SOURCE = "data.path|data.hub_id"
+_SOURCE = "data.path|data.hub_id|data.sources"
 _DATA = ("verifier.name_or_path", "verifier.template", "data.path", "data.max_samples")
 _ROWS = ("training.sequence_length", "training.validation_fraction")
 _DRAFTER = (
@@ -53,7 +53,17 @@ _DECODING = (
     "evaluation.temperature",
 )
 _RUN = ("seed", "device", "num_threads", "output_dir", "cache_dir")
-_MASKING = ("data.truncation", "data.multi_turn", "data.bad_rows", "show")
+_MASKING = (
+    "data.truncation",
+    "data.multi_turn",
+    "data.bad_rows",
+    "data.duplicates",
+    "data.prompt_sets",
+    "data.num_workers",
+    "speculator.draft_vocab_size",
+    "validate_only",
+    "show",
+)
 _REWRITING = (
     "data.regenerate.enabled",
     "data.regenerate.max_new_tokens",

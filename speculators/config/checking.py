@@ -48,7 +48,7 @@ def _variations(request: Request, first: Composition) -> Iterator[Composition]:
 def _needed(config: DictConfig, needs: Sequence[str]) -> Iterator[str]:
     for need in needs:
         keys = need.split("|")
-        if all(OmegaConf.select(config, key) is None for key in keys):
+        if all(OmegaConf.select(config, key) in (None, {}) for key in keys):
             group, _, name = keys[0].rpartition(".")
             schema = (OmegaConf.get_type(config[group]) if group else None) or Config
             others = f" (or {', '.join(keys[1:])})" if keys[1:] else ""

@@ -12,7 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from speculators.config.discovery import variants
@@ -33,6 +33,7 @@ _MAYBE_FILES = (
     ("speculator", "from_pretrained"),
     ("data", "path"),
     ("data", "validation_path"),
+    ("data", "prompt_sets"),
     ("evaluation", "prompts"),
 )
 _WORDS = ("tiny", "checkpoint", "auto", "plain")
@@ -136,9 +137,17 @@ def _make_absolute(config: Config) -> None:
         config.hidden_states.store_path = os.path.abspath(os.path.expanduser(store))
     for group, name in _MAYBE_FILES:
         part = getattr(config, group)
-        value = getattr(part, name)
-        if value is not None and value not in _WORDS and os.path.exists(value):
-            setattr(part, name, os.path.abspath(value))
+        setattr(part, name, _absolute(getattr(part, name)))
+    for source in config.data.sources.values():
+        source.path = _absolute(source.path)
+
+
+def _absolute(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_absolute(item) for item in value]
+    if value is None or value in _WORDS or not os.path.exists(value):
+        return value
+    return os.path.abspath(value)
 
 
 def _convert(composed: DictConfig, name: str) -> Any:
@@ -149,12 +158,21 @@ def _convert(composed: DictConfig, name: str) -> Any:
 def _missing(composed: DictConfig, name: str) -> Iterator[str]:
     """Explain each value that has to be given, below `name` or `name` itself."""
     node = None if OmegaConf.is_missing(composed, name) else composed[name]
-    below = sorted(OmegaConf.missing_keys(node)) if OmegaConf.is_config(node) else []
+    below = sorted(_unset(OmegaConf.to_container(node), name)) if OmegaConf.is_config(node) else []
     for key in below or [name]:
         parent, _, last = key.rpartition(".")
         schema = OmegaConf.get_type(OmegaConf.select(composed, parent) if parent else composed)
         doc = field_doc(schema, last) if schema else ""
         yield f"{key}=???: a value is needed" + (f": {doc}" if doc else "")
+
+
+def _unset(value: Any, path: str) -> Iterator[str]:
+    """Yield the dotted paths of values that were never given; copies of them do not count."""
+    if value == MISSING:
+        yield path
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _unset(item, f"{path}.{key}")
 
 
 def _typed(saved: DictConfig) -> DictConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,25 @@ class TemplateRefusalError(DataError):
 
 REFUSALS = (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError)
 """What a template can raise over turns it was not written for."""
+
+
+_REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
+
+
+def reasoning_key(source: str) -> str:
+    """Return the field under which a template looks for the reasoning of a turn."""
+    for key in _REASONING_KEYS:
+        if re.search(rf"""(\.{key}\b)|(\[['"]{key}['"]\])|(['"]{key}['"]\s+in\b)""", source):
+            return key
+    return _REASONING_KEYS[0]
+
+
+def renamed_reasoning(extra: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Return the fields of a turn with its reasoning under the template's own name for it."""
+    fields = dict(extra)
+    if "reasoning_content" in fields:
+        fields[key] = fields.pop("reasoning_content")
+    return fields
 
 
 def with_text_arguments(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Bool
@@ -18,12 +19,15 @@ SUPERVISED = "bold green"
 CONTEXT = "bright_black"
 
 
-def coloured(sample: Sample, tokenizer: VerifierTokenizer) -> Text:
-    """Return the text of a sample, special tokens included, supervised tokens coloured.
+Stretch: TypeAlias = tuple[str, bool]
+"""Text, and whether it is supervised."""
+
+
+def stretches(sample: Sample, tokenizer: VerifierTokenizer) -> Iterator[Stretch]:
+    """Yield the text of a sample, special tokens included, in stretches.
 
     Line breaks are shown as `⏎` before they happen, so that one can see which side they are on.
     """
-    text = Text()
     ids = sample.input_ids.tolist()
     done = ""
     for start, stop, supervised in _runs(sample.loss_mask.numpy()):
@@ -31,8 +35,15 @@ def coloured(sample: Sample, tokenizer: VerifierTokenizer) -> Text:
         # start, and show what is new.
         whole = tokenizer.decode(ids[:stop])
         new = whole[len(done) :] if whole.startswith(done) else tokenizer.decode(ids[start:stop])
-        text.append(new.replace("\n", "⏎\n"), style=SUPERVISED if supervised else CONTEXT)
+        yield new.replace("\n", "⏎\n"), supervised
         done = whole
+
+
+def coloured(sample: Sample, tokenizer: VerifierTokenizer) -> Text:
+    """Return the text of a sample, supervised tokens coloured."""
+    text = Text()
+    for part, supervised in stretches(sample, tokenizer):
+        text.append(part, style=SUPERVISED if supervised else CONTEXT)
     return text
 
 

@@ -16,6 +16,9 @@ from speculators.data.vocabulary import DraftVocabulary
 _LEFT_OUT = 20
 _WARN_BELOW = 0.9
 _WARN_SHARE = 0.01
+_SHARES = (0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 1.0)
+_SUGGESTED_SHARE = 0.995
+_MULTIPLE = 128
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,35 @@ def vocabulary_coverage(
             if int(of.sum()) > _WARN_SHARE * total
         },
     )
+
+
+def _size_for(counts: Int[Tensor, "vocab"], coverage: float) -> int:
+    ordered = counts.sort(descending=True).values.cumsum(0).double()
+    if not len(ordered) or float(ordered[-1]) == 0:
+        return 1
+    reached = ordered >= coverage * ordered[-1] - 1e-9
+    return int(reached.int().argmax()) + 1
+
+
+def coverage_sizes(counts: Int[Tensor, "vocab"]) -> dict[str, int]:
+    """Return the smallest draft vocabulary for shares of the supervised tokens, by percent."""
+    return {f"{100 * share:g}": _size_for(counts, share) for share in _SHARES}
+
+
+def suggest_size(counts: Int[Tensor, "vocab"], num_forced: int) -> int:
+    """Return a size for the draft vocabulary, or 0 where reducing it is not worth it.
+
+    The smallest that covers 99.5 % of the supervised tokens (at seven drafted tokens the
+    acceptance length can then reach 7.86 of 8) and holds the tokens that are always kept, rounded
+    up to a multiple of 128, as long as that is at most half of the vocabulary.
+
+    Args:
+        counts: how often each token is supervised.
+        num_forced: tokens that are kept whatever their count.
+    """
+    needed = _size_for(counts, _SUGGESTED_SHARE) + num_forced
+    size = -(-needed // _MULTIPLE) * _MULTIPLE
+    return size if 2 * size <= len(counts) else 0
 
 
 def coverage_view(

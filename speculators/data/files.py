@@ -46,11 +46,10 @@ def find_files(path: str, key: str = "data.path") -> list[Path]:
         if not root.name.lower().endswith(SUFFIXES):
             raise DataError(f"{key}={path}: unknown kind of file (known: {_kinds()})")
         return [root]
-    matches = [Path(match) for match in sorted(glob.glob(str(root), recursive=True))]
-    files = [match for match in matches if match.is_file()]
-    if not files:
+    matches = sorted(glob.glob(str(root), recursive=True))
+    if not matches or str(root) in matches:
         raise DataError(f"{key}={path}: no such file or folder")
-    return files
+    return list(dict.fromkeys(file for match in matches for file in find_files(match, key)))
 
 
 def _kinds() -> str:

@@ -33,6 +33,8 @@ UNKNOWN_ROLE = "unknown role"
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _PROMPTS = ("prompt", "question", "instruction", "query", "input")
 _RESPONSES = ("response", "answer", "output", "completion")
+_SYSTEMS = ("system", "system_prompt")
+_IDS = ("conversation_id", "id", "uuid")
 
 
 def parse_row(
@@ -59,14 +61,17 @@ def parse_row(
 
 
 def _recognise(row: Mapping[str, Any]) -> DataFormat:
-    if "input_ids" in row:
-        return DataFormat.tokens
-    if "messages" in row:
-        return DataFormat.messages
-    if "conversations" in row or "conversation" in row:
-        return DataFormat.sharegpt
-    if any(key in row for key in _PROMPTS) and any(key in row for key in _RESPONSES):
-        return DataFormat.prompt_response
+    # Tables give every row every column: one without a value does not tell the layout.
+    filled = {key for key, value in row.items() if value is not None}
+    for present in (filled, row.keys()):
+        if "input_ids" in present:
+            return DataFormat.tokens
+        if "messages" in present:
+            return DataFormat.messages
+        if "conversations" in present or "conversation" in present:
+            return DataFormat.sharegpt
+        if present & set(_PROMPTS) and present & set(_RESPONSES):
+            return DataFormat.prompt_response
     keys = ", ".join(map(str, list(row)[:6])) or "none"
     raise RowError(
         "unknown layout",
@@ -78,12 +83,18 @@ def _recognise(row: Mapping[str, Any]) -> DataFormat:
 def _conversation(row: Mapping[str, Any], turns: list[Turn], source: str) -> Conversation:
     turns = _usable(turns)
     tools = _tools(row.get("tools"))
-    identity = row.get("conversation_id", row.get("id"))
+    identity = _identity(row)
     if identity is None:
         content = [[turn.role, turn.content, dict(turn.extra)] for turn in turns]
         text = json.dumps([content, tools], ensure_ascii=False, sort_keys=True, default=str)
         identity = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
-    return Conversation(tuple(turns), str(identity), source, tools)
+    return Conversation(tuple(turns), identity, source, tools)
+
+
+def _identity(row: Mapping[str, Any]) -> str | None:
+    """Return the row's own id: rows with the same one never stand on both sides of the split."""
+    found = (row.get(key) for key in _IDS)
+    return next((str(value) for value in found if value is not None), None)
 
 
 def _usable(turns: list[Turn]) -> list[Turn]:
@@ -99,8 +110,9 @@ def _usable(turns: list[Turn]) -> list[Turn]:
     if not kept:
         raise RowError("no assistant turn after a user turn", severity=Severity.unusable)
     for number, turn in enumerate(turns, 1):
-        if turn.role == "assistant" and not (turn.content.strip() or _says_something(turn)):
-            raise RowError("empty assistant turn", f"turn {number}", Severity.unusable)
+        silent = not (turn.content.strip() or _says_something(turn))
+        if silent and turn.role in ("user", "assistant"):
+            raise RowError(f"empty {turn.role} turn", f"turn {number}", Severity.unusable)
     return kept
 
 
@@ -124,10 +136,15 @@ def _turns(row: Mapping[str, Any], key: str, role: str, content: str) -> list[Tu
     if not isinstance(items, Sequence) or isinstance(items, str):
         raise RowError("not a list of turns", f"{key} is {_kind(items)}")
     turns = [_turn(item, number, role, content) for number, item in enumerate(items, 1)]
-    system = row.get("system")
-    if isinstance(system, str) and system.strip() and not any(t.role == "system" for t in turns):
-        turns.insert(0, Turn("system", system))
-    return turns
+    if any(turn.role == "system" for turn in turns):
+        return turns
+    return [*_system(row), *turns]
+
+
+def _system(row: Mapping[str, Any]) -> list[Turn]:
+    found = (row.get(key) for key in _SYSTEMS)
+    text = next((value for value in found if isinstance(value, str) and value.strip()), None)
+    return [] if text is None else [Turn("system", text)]
 
 
 def _turn(item: Any, number: int, role_key: str, content_key: str) -> Turn:
@@ -224,24 +241,45 @@ def _tools(value: Any) -> list[Mapping[str, Any]] | None:
 
 
 def _prompt_response(row: Mapping[str, Any]) -> list[Turn]:
-    prompt_key = next((key for key in _PROMPTS if key in row), None)
-    response_key = next((key for key in _RESPONSES if key in row), None)
+    prompt_key, response_key = _key(row, _PROMPTS), _key(row, _RESPONSES)
     if prompt_key is None or response_key is None:
         raise RowError("unknown layout", "no prompt and response in the row")
     prompt, response = row[prompt_key], row[response_key]
     if isinstance(prompt, list):
         turns = _turns(row, prompt_key, "role", "content")
     else:
-        turns = [Turn("user", _content(prompt, 1, prompt_key, optional=False))]
+        turns = [*_system(row), *_history(row.get("history"))]
+        text = _content(prompt, len(turns) + 1, prompt_key, optional=False)
         context = row.get("input") if prompt_key == "instruction" else None
         if isinstance(context, str) and context.strip():
-            turns = [Turn("user", f"{prompt}\n\n{context}")]
-        if isinstance(row.get("system"), str) and row["system"].strip():
-            turns.insert(0, Turn("system", row["system"]))
+            text = f"{text}\n\n{context}"
+        turns.append(Turn("user", text))
     if isinstance(response, list):
         return turns + _turns(row, response_key, "role", "content")
     answer = _content(response, len(turns) + 1, response_key, optional=False)
     return [*turns, Turn("assistant", answer)]
+
+
+def _key(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
+    """Return the first of the names with a value, else the first that is there at all."""
+    present = [name for name in names if name in row]
+    return next((name for name in present if row[name] is not None), next(iter(present), None))
+
+
+def _history(value: Any) -> list[Turn]:
+    """Return earlier exchanges of an alpaca row: a list of [question, answer]."""
+    if value is not None and not isinstance(value, list):
+        raise RowError("malformed history", f"history is {_kind(value)}")
+    turns: list[Turn] = []
+    for number, pair in enumerate(value or [], 1):
+        if not (isinstance(pair, Sequence) and len(pair) == 2 and all(map(_is_text, pair))):
+            raise RowError("malformed history", f"exchange {number} is no [question, answer]")
+        turns += [Turn("user", pair[0]), Turn("assistant", pair[1])]
+    return turns
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 def _tokens(row: Mapping[str, Any], source: str, vocab_size: int) -> TokenRow:
@@ -266,8 +304,7 @@ def _tokens(row: Mapping[str, Any], source: str, vocab_size: int) -> TokenRow:
         raise RowError("malformed mask", f"loss_mask[{wrong[0]}]={mask[wrong[0]]}, allowed 0 and 1")
     if not mask.any():
         raise RowError("no supervised token", "loss_mask is all zero", Severity.unusable)
-    identity = row.get("conversation_id", row.get("id"))
-    return TokenRow(ids, mask.astype(bool), None if identity is None else str(identity), source)
+    return TokenRow(ids, mask.astype(bool), _identity(row), source)
 
 
 def _integers(row: Mapping[str, Any], key: str) -> np.ndarray:

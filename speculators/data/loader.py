@@ -8,7 +8,6 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -102,13 +101,10 @@ class RowLoader:
             HiddenStateError: states cannot be had and policy forbids going on.
         """
         rows = self._rows(epoch)[first_row:]
-        mine = list(rows[rank::world_size])
-        if len(mine) * world_size < len(rows):
-            mine.append(np.empty(0, dtype=np.int64))
-        batches = self._batches(mine)
+        batches = self._batches(rows.of_rank(rank, world_size))
         return batches if self._ahead == 0 else _in_background(batches, self._ahead)
 
-    def _batches(self, rows: Sequence[np.ndarray]) -> Iterator[PackedBatch]:
+    def _batches(self, rows: Rows) -> Iterator[PackedBatch]:
         asked: deque[list[Sample]] = deque()
 
         def groups() -> Iterator[Sequence[Sample]]:

@@ -99,7 +99,11 @@ class Masker:
         self._multi_turn = multi_turn
         self._use_tags = use_tags and multi_turn is MultiTurn.auto
         self._end_ids = np.array(sorted(tokenizer.end_of_turn_ids), dtype=np.int64)
-        self._end_texts = [tokenizer.decode([index]) for index in self._end_ids.tolist()]
+        self._is_end = np.zeros(
+            max([tokenizer.num_tokens, *(self._end_ids + 1).tolist()]), dtype=bool
+        )
+        self._is_end[self._end_ids] = True
+        self._end_texts = tuple(tokenizer.decode([index]) for index in self._end_ids.tolist())
 
     def mask(self, conversations: Sequence[Conversation]) -> list[Masked]:
         """Return what became of each conversation, in order."""
@@ -130,8 +134,17 @@ class Masker:
             yield _View(i, prompt, text, self._stop(text, common_prefix(text, prompt)))
 
     def _stop(self, text: str, start: int) -> int:
+        """Return the end of the turn that begins at `start`: behind its end-of-turn token.
+
+        Some templates close the whole document with one more such token (Phi-3); the verifier has
+        stopped before it.
+        """
         found = ((text.rfind(end, start), len(end)) for end in self._end_texts)
-        return max((place + length for place, length in found if place >= 0), default=len(text))
+        place, length = max(((p, n) for p, n in found if p >= 0), default=(len(text), 0))
+        while (before := text[start:place].rstrip()).endswith(self._end_texts) and before:
+            length = max(len(end) for end in self._end_texts if before.endswith(end))
+            place = start + len(before) - length
+        return place + length
 
     def _groups(self, views: list[_View]) -> list[list[_View]]:
         """Return the views that share a row; the last one of a group gives the row."""
@@ -171,7 +184,7 @@ class Masker:
         for start, stop in spans:
             mask[start:stop] = True
         roles = count_roles(conversation.turns[: view.turn + 1], view.text, row, mask)
-        num_open = sum(int(row.input_ids[stop - 1]) not in self._end_ids for _, stop in spans)
+        num_open = sum(not self._is_end[row.input_ids[stop - 1]] for _, stop in spans)
         return MaskedRow(row.input_ids, mask, roles, num_open)
 
     def _span(
@@ -182,7 +195,7 @@ class Masker:
         if not border.is_exact and not self._harmless(conversation, view, text, border.leftover):
             return f"the generation prompt's {border.leftover!r} is not what the template writes"
         start, stop = border.index, find_border(self._tokenizer, row, text, view.head).index
-        ends = np.flatnonzero(np.isin(row.input_ids[start:stop], self._end_ids))
+        ends = np.flatnonzero(self._is_end[row.input_ids[start:stop]])
         if len(ends):
             stop = start + int(ends[-1]) + 1
         return (start, stop) if stop > start else "the template writes nothing for it"

@@ -57,6 +57,17 @@ class Rows(Sequence[np.ndarray]):
         starts = np.repeat(self.offsets[:-1][order] - offsets[:-1], sizes)
         return Rows(self.indices[starts + np.arange(len(starts))], offsets)
 
+    def of_rank(self, rank: int, world_size: int) -> Rows:
+        """Return every `world_size`-th row from `rank` on.
+
+        Every rank gets equally many: where rows run out, empty ones follow. Rows are nearly full
+        and in random order, so ranks get nearly the same number of tokens too.
+        """
+        mine = self._reordered(np.arange(rank, len(self), world_size))
+        missing = -(-len(self) // world_size) - len(mine)
+        offsets = np.concatenate([mine.offsets, np.full(missing, mine.offsets[-1])])
+        return Rows(mine.indices, offsets)
+
     def shuffled(self, generator: np.random.Generator) -> Rows:
         """Return the same rows in another order."""
         return self._reordered(generator.permutation(len(self)))
@@ -135,4 +146,4 @@ def _best_fit(
 
 def filled_share(rows: Rows, lengths: Int[np.ndarray, "sample"], sequence_length: int) -> float:
     """Return tokens over places; one minus this is padding."""
-    return float(lengths.sum()) / max(1, len(rows) * sequence_length)
+    return float(lengths[rows.indices].sum()) / max(1, len(rows) * sequence_length)

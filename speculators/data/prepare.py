@@ -23,23 +23,33 @@ from rich.progress import track
 
 from speculators.config.schema import DataConfig
 from speculators.config.schema.data import BadRows
+from speculators.data.contamination import PromptSets, open_prompt_sets
 from speculators.data.dialogue import Answerer, Rules
+from speculators.data.findings import (
+    add_coverage,
+    add_lengths,
+    add_origins,
+    settings_facts,
+    shown_samples,
+)
 from speculators.data.ledger import AnswerLedger
 from speculators.data.masking import Masker
 from speculators.data.prepared import FREQUENCIES, MANIFEST, USED, PreparedData
 from speculators.data.probe import MaskMethod, TemplateProbe, probe_template
-from speculators.data.readers import Source, open_source, open_validation
+from speculators.data.readers import Part, Source, open_parts, open_validation
 from speculators.data.regenerate import RegenerationBar, regenerate_rows
-from speculators.data.report import DataReport, length_histogram
+from speculators.data.report import DataReport
+from speculators.data.report_page import write_report
 from speculators.data.rows import Record
 from speculators.data.samples import SampleWriter, mask_records
-from speculators.data.selection import select_rows
+from speculators.data.selection import Selection, Selector
 from speculators.data.split import group_prefixes, split_validation
 from speculators.data.storage import count_tokens, read_arrow, save_dataset, written_aside
 from speculators.data.template import VerifierTokenizer
+from speculators.data.truncation import Cutter
 from speculators.errors import ConfigError, DataError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _SHOWN = 5
 _TOLERATED = 0.01
 
@@ -91,8 +101,9 @@ def prepare(
         verifier=verifier if config.regenerate.enabled else "",
         answers=cache_dir / "regenerated",
         progress=progress,
-        source=open_source(config, vocab_size=vocab_size, seed=seed),
+        parts=open_parts(config, vocab_size=vocab_size, seed=seed),
         validation=open_validation(config, vocab_size=vocab_size),
+        prompts=open_prompt_sets(config),
     )
     identity = job.identity()
     text = json.dumps(identity, sort_keys=True, default=str)
@@ -119,21 +130,28 @@ class _Job:
     verifier: str
     answers: Path
     progress: bool
-    source: Source
+    parts: list[Part]
     validation: Source | None
+    prompts: PromptSets | None
     report: DataReport = field(default_factory=DataReport)
 
     def identity(self) -> dict[str, Any]:
         """Return everything the result depends on."""
         settings = _plain(self.config)
-        for name in ("name", "path", "validation_path", "num_workers"):
+        # Where something lies does not matter, only what it holds.
+        for name in ("validation_path", "prompt_sets", "num_workers"):
             del settings[name]
         for name in ("batch_size", "capture"):
             del settings["regenerate"][name]
+        for place in (settings, *settings["sources"].values()):
+            for name in ("name", "path", "licence"):
+                del place[name]
+        prompts = self.prompts
         return {
             "format_version": FORMAT_VERSION,
             "settings": settings,
-            "source": self.source.fingerprint(),
+            "sources": [part.source.fingerprint() for part in self.parts],
+            "prompts": None if prompts is None else prompts.fingerprint(),
             "validation": self.validation.fingerprint() if self.validation else None,
             "tokenizer": self.tokenizer.fingerprint,
             "vocab_size": self.vocab_size,
@@ -149,12 +167,15 @@ class _Job:
         probe = self._probe()
         part = folder / "rows" / "part.arrow"
         part.parent.mkdir()
-        writer = SampleWriter(part, self.config, self.sequence_length, self.report)
+        cutter = Cutter(self.config, self.sequence_length, self.report)
+        writer = SampleWriter(part, cutter, self.report)
+        selector = Selector(self.config, self.report, seed=self.seed, prompts=self.prompts)
         try:
-            self._write(self.source, writer, probe)
+            limit = self.config.max_samples if self.config.sources else None
+            self._write(selector.select(self.parts, limit), writer, probe)
             border = len(writer.lengths)
             if self.validation is not None:
-                self._write(self.validation, writer, probe)
+                self._write(selector.select([Part(self.validation)]), writer, probe)
         finally:
             writer.close()
         self._require_samples(writer, border)
@@ -162,28 +183,31 @@ class _Job:
         validates = self._split(writer, conversation_ids, border)
         counts, used = count_tokens(part, ~validates, self.vocab_size)
         save_dataset(part, folder, conversation_ids, validates)
+        shown = shown_samples(read_arrow(part), conversation_ids, ~validates, self.tokenizer)
         shutil.rmtree(part.parent)
         frequencies = {i: int(counts[i]) for i in np.flatnonzero(counts).tolist()}
         torch.save(frequencies, folder / FREQUENCIES)
         np.save(folder / USED, used)
-        self._finish_report(writer, validates, time.perf_counter() - started)
+        self.report.num_validation = int(validates.sum())
+        self.report.num_train = len(validates) - self.report.num_validation
+        add_lengths(self.report, cutter, self.sequence_length)
+        add_coverage(self.report, torch.from_numpy(counts), self.tokenizer)
+        add_origins(self.report, self.config, self.parts)
+        self.report.seconds = round(time.perf_counter() - started, 3)
+        facts = settings_facts(self.config, self.tokenizer, self.sequence_length, self.seed)
+        facts = [("sources", self.name), *facts]
+        write_report(folder, self.report, self.config.name, samples=shown, facts=facts)
         self._write_manifest(folder, identity, fingerprint, writer.sample_ids)
 
     def _probe(self) -> TemplateProbe:
         probe = probe_template(self.tokenizer)
+        self.report.not_shown = list(probe.refused)
         self.report.method = "the verifier's own tokens" if self.answerer else probe.method.value
         return probe
 
-    def _write(self, source: Source, writer: SampleWriter, probe: TemplateProbe) -> None:
+    def _write(self, selection: Selection, writer: SampleWriter, probe: TemplateProbe) -> None:
         config = self.config
-        selection = select_rows(
-            source,
-            self.report,
-            limit=config.max_samples if source is self.source else None,
-            bad_rows=config.bad_rows,
-            seed=self.seed,
-        )
-        records, total = selection.records(source), selection.num_records
+        records, total = selection.records(), selection.num_records
         if self.answerer is not None:
             self._regenerate(records, total, writer, self.answerer)
             return
@@ -191,7 +215,7 @@ class _Job:
         masker = Masker(self.tokenizer, config.multi_turn, use_tags=tags)
         for record, result in track(
             mask_records(records, masker, config.num_workers),
-            description=f"tokenising {source.name}",
+            description="tokenising",
             total=total,
             transient=True,
             disable=not self.progress,
@@ -238,14 +262,14 @@ class _Job:
 
     def _require_samples(self, writer: SampleWriter, border: int) -> None:
         report = self.report
-        empty = self.source if border == 0 else None
-        if self.validation is not None and len(writer.lengths) == border:
-            empty = empty or self.validation
-        if empty is not None:
+        empty = self.name if border == 0 else ""
+        if not empty and self.validation is not None and len(writer.lengths) == border:
+            empty = self.validation.name
+        if empty:
             lines = "".join(f"\n  {line}" for line in report.examples[:_SHOWN])
-            raise DataError(f"{empty.name}: no row is left to use; the first reasons:{lines}")
+            raise DataError(f"{empty}: no row is left to use; the first reasons:{lines}")
         unstable = report.dropped.get("unstable turn", 0)
-        if unstable > _TOLERATED * report.num_samples and self.config.bad_rows is BadRows.error:
+        if unstable and self.config.bad_rows is BadRows.error:
             lines = "".join(f"\n  {x}" for x in report.examples if "unstable" in x)
             raise DataError(
                 f"verifier.template: {unstable} assistant turns begin with something else than "
@@ -279,16 +303,10 @@ class _Job:
             raise DataError("data.validation_path: every training row is in it as well")
         return validates
 
-    def _finish_report(
-        self, writer: SampleWriter, validates: Bool[np.ndarray, "sample"], seconds: float
-    ) -> None:
-        report = self.report
-        report.num_validation = int(validates.sum())
-        report.num_train = len(validates) - report.num_validation
-        lengths = np.array(writer.lengths, dtype=np.int64)
-        edges, counts = length_histogram(lengths, self.sequence_length)
-        report.length_edges, report.length_counts = edges, counts
-        report.seconds = round(seconds, 3)
+    @property
+    def name(self) -> str:
+        """What messages call the sources together."""
+        return ", ".join(part.source.name for part in self.parts)
 
     def _write_manifest(
         self, folder: Path, identity: dict[str, Any], fingerprint: str, sample_ids: list[str]
@@ -298,7 +316,7 @@ class _Job:
             "fingerprint": fingerprint,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "inputs": identity,
-            "path": self.source.name,
+            "path": self.name,
             "validation_path": self.validation.name if self.validation else None,
             "template_arguments": self.tokenizer.template_arguments,
             "content": hashlib.sha256("".join(sample_ids).encode()).hexdigest(),

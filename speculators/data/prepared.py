@@ -82,6 +82,16 @@ class SampleSet:
         """Return the source (slice) of every sample, in order."""
         return self._table["source"].take(self._rows).to_pylist()
 
+    def count_supervised(self, vocab_size: int) -> dict[str, Int[Tensor, "vocab"]]:
+        """Return how often each token is supervised, by source; one row is in memory at a time."""
+        counts: dict[str, np.ndarray] = {}
+        for row, source in zip(self._rows.tolist(), self.sources(), strict=True):
+            if source not in counts:
+                counts[source] = np.zeros(vocab_size, dtype=np.int64)
+            tokens = self._ids[row][self._masks[row].astype(bool)]
+            np.add.at(counts[source], tokens, 1)
+        return {source: torch.from_numpy(of) for source, of in sorted(counts.items())}
+
     def select(self, indices: Sequence[int] | Int[np.ndarray, "chosen"]) -> SampleSet:
         """Return the samples at `indices`, as a set."""
         return SampleSet(self._table, self._rows[np.asarray(indices, dtype=np.int64)])
@@ -119,6 +129,10 @@ class PreparedData:
     report: DataReport
     fingerprint: str
     reused: bool = False
+
+    def counts_by_source(self) -> dict[str, Int[Tensor, "vocab"]]:
+        """Return how often each token is supervised in `train`, by source or slice."""
+        return self.train.count_supervised(len(self.token_counts))
 
     @classmethod
     def load(cls, folder: Path, *, reused: bool = True) -> PreparedData:

@@ -14,6 +14,9 @@ from speculators.data.template import VerifierTokenizer
 from speculators.data.types import Conversation, Turn
 from speculators.errors import ConfigError
 
+_THOUGHT, _FUNCTION = "Let me consider distances.", "look_up"
+_SHOWN = {"reasoning": _THOUGHT, "tools": _FUNCTION}
+"""What a template has to show of a kind of conversation, or it does not know that kind."""
 _TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -46,18 +49,18 @@ def _probes() -> dict[str, Conversation]:
     first = (Turn("user", "How far is the moon?"), Turn("assistant", "Very far away."))
     second = (Turn("user", "And what about Mars?"), Turn("assistant", "Even further out."))
     thought = tuple(
-        dataclasses.replace(turn, extra={"reasoning_content": "Let me consider distances."})
+        dataclasses.replace(turn, extra={"reasoning_content": _THOUGHT})
         if turn.role == "assistant"
         else turn
         for turn in (*first, *second)
     )
-    function = {"name": "look_up", "description": "Looks up.", "parameters": {"type": "object"}}
-    call = {"type": "function", "function": {"name": "look_up", "arguments": {"what": "moon"}}}
+    function = {"name": _FUNCTION, "description": "Looks up.", "parameters": {"type": "object"}}
+    call = {"type": "function", "function": {"name": _FUNCTION, "arguments": {"what": "moon"}}}
     tools = [{"type": "function", "function": function}]
     called = (
         first[0],
         Turn("assistant", "", {"tool_calls": [call]}),
-        Turn("tool", "384400 km", {"name": "look_up"}),
+        Turn("tool", "384400 km", {"name": _FUNCTION}),
         Turn("assistant", "Very far away."),
     )
     return {
@@ -77,8 +80,9 @@ def probe_template(tokenizer: VerifierTokenizer) -> TemplateProbe:
     probes = _probes()
     prefix = dict(zip(probes, Masker(tokenizer).mask(list(probes.values())), strict=True))
     accepted = {kind: result for kind, result in prefix.items() if result.refusal is None}
-    if "tools" in accepted and not _shows_calls(tokenizer, accepted["tools"]):
-        del accepted["tools"]
+    for kind, text in _SHOWN.items():
+        if kind in accepted and not _shows(tokenizer, accepted[kind], text):
+            del accepted[kind]
     for kind, result in accepted.items():
         for row in result.rows:
             _check(tokenizer, kind, probes[kind], row)
@@ -101,10 +105,10 @@ def _same(tags: Masked, prefix: Masked) -> bool:
     )
 
 
-def _shows_calls(tokenizer: VerifierTokenizer, result: Masked) -> bool:
-    """Whether tool calls appear in what the verifier sees; simple templates leave them out."""
-    texts = (tokenizer.decode(row.input_ids[row.loss_mask]) for row in result.rows)
-    return any("look_up" in text for text in texts)
+def _shows(tokenizer: VerifierTokenizer, result: Masked, text: str) -> bool:
+    """Whether something appears in what the verifier sees; simple templates leave it out."""
+    seen = (tokenizer.decode(row.input_ids[row.loss_mask]) for row in result.rows)
+    return any(_letters(text) in _letters(one) for one in seen)
 
 
 def _check(

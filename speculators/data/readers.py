@@ -6,18 +6,19 @@ choose which to use, once to tokenise. `fingerprint` says cheaply whether it is 
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from speculators.config.schema import DataConfig
+from speculators.config.schema import DataConfig, SourceConfig
 from speculators.data.files import find_files, hash_files, read_rows
-from speculators.data.layouts import UNKNOWN_ROLE, parse_row
-from speculators.data.rows import Origin, RawRow, Record, RowError, RowProblem, Severity
+from speculators.data.hub import HubSource
+from speculators.data.parsing import RowParser
+from speculators.data.rows import Origin, RawRow, Record, RowProblem, Severity
 from speculators.errors import DataError
 
 TINY = "tiny"
@@ -34,6 +35,11 @@ class Source(Protocol):
         """How messages call it."""
         ...
 
+    @property
+    def takes_first(self) -> bool:
+        """Whether a limit takes the first rows, and reading stops there."""
+        ...
+
     def fingerprint(self) -> str:
         """Hash of everything in it."""
         ...
@@ -43,45 +49,40 @@ class Source(Protocol):
         ...
 
 
-class _Parsed:
-    """Interprets rows by the settings of a `DataConfig`."""
+@dataclass(frozen=True)
+class Part:
+    """A source and how much of it to use.
 
-    def __init__(self, config: DataConfig, vocab_size: int) -> None:
-        self._config = config
-        self._vocab_size = vocab_size
+    Attributes:
+        source: where rows come from.
+        limit: at most this many conversations.
+        weight: share relative to the other parts of a mixture.
+    """
 
-    def _parse(self, row: RawRow, source: str) -> Record | RowProblem:
-        try:
-            item = parse_row(
-                row.value, source=source, vocab_size=self._vocab_size, layout=self._config.format
-            )
-        except RowError as error:
-            problem = error.at(row.origin)
-            if error.reason == UNKNOWN_ROLE and self._config.unknown_role.value == "drop":
-                problem = dataclasses.replace(problem, severity=Severity.unusable)
-            return problem
-        return Record(item, row.origin)
+    source: Source
+    limit: int | None = None
+    weight: float | None = None
 
 
-class FileSource(_Parsed):
+class FileSource:
     """Files on this machine.
 
     Args:
-        path: file, folder or glob pattern.
-        config: layout and policies.
-        vocab_size: embedding rows of the verifier.
+        path: file, folder or glob pattern, or a list of them.
+        parser: interprets their rows.
         key: dotted name of the setting, for messages.
 
     Raises:
         DataError: nothing readable is there.
     """
 
-    def __init__(
-        self, path: str, config: DataConfig, vocab_size: int, key: str = "data.path"
-    ) -> None:
-        super().__init__(config, vocab_size)
-        self._files = find_files(path, key)
-        self.name = path
+    takes_first = False
+
+    def __init__(self, path: str | list[str], parser: RowParser, key: str = "data.path") -> None:
+        paths = [path] if isinstance(path, str) else path
+        found = [file for one in paths for file in find_files(one, key)]
+        self._files, self._parser = list(dict.fromkeys(found)), parser
+        self.name = ", ".join(paths)
 
     def fingerprint(self) -> str:
         """Hash of the files' names and contents."""
@@ -99,7 +100,7 @@ class FileSource(_Parsed):
     def _file_rows(self, file: Path) -> Iterator[Record | RowProblem]:
         useful, unusable = 0, list[RowProblem]()
         for row in read_rows(file):
-            result = row if isinstance(row, RowProblem) else self._parse(row, file.name)
+            result = row if isinstance(row, RowProblem) else self._parser.parse(row, file.name)
             if isinstance(result, RowProblem) and result.severity is Severity.unusable:
                 unusable.append(result) if len(unusable) < 3 else None
             else:
@@ -113,18 +114,18 @@ class FileSource(_Parsed):
         raise DataError(f"{file}: no row with something to learn; the first:{lines}")
 
 
-class SavedSource(_Parsed):
+class SavedSource:
     """A data set that `datasets` saved to disk, for example one prepared by other tools.
 
     Args:
         path: folder with `state.json` and arrow files.
-        config: layout and policies.
-        vocab_size: embedding rows of the verifier.
+        parser: interprets its rows.
     """
 
-    def __init__(self, path: str, config: DataConfig, vocab_size: int) -> None:
-        super().__init__(config, vocab_size)
-        self._folder = Path(path).expanduser()
+    takes_first = False
+
+    def __init__(self, path: str, parser: RowParser) -> None:
+        self._folder, self._parser = Path(path).expanduser(), parser
         self.name = path
 
     def fingerprint(self) -> str:
@@ -146,48 +147,8 @@ class SavedSource(_Parsed):
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise DataError(f"data.path={self.name}: damaged data set: {reason}") from error
         for number, value in enumerate(table, 1):
-            yield self._parse(RawRow(value, Origin(self.name, number)), self._folder.name)
-
-
-class HubSource(_Parsed):
-    """A data set of the Hugging Face hub (or a folder `datasets.load_dataset` understands).
-
-    Args:
-        config: `hub_id`, `hub_subset`, `hub_split`, `hub_revision`, layout and policies.
-        vocab_size: embedding rows of the verifier.
-    """
-
-    def __init__(self, config: DataConfig, vocab_size: int) -> None:
-        super().__init__(config, vocab_size)
-        subset = f":{config.hub_subset}" if config.hub_subset else ""
-        self.name = f"{config.hub_id}{subset}:{config.hub_split}"
-
-    @cached_property
-    def _table(self) -> Any:
-        import datasets
-
-        config = self._config
-        try:
-            return datasets.load_dataset(
-                str(config.hub_id),
-                config.hub_subset,
-                split=config.hub_split,
-                revision=config.hub_revision,
-            )
-        except Exception as error:
-            # The library raises its own, the hub client's and the network's kinds: for a user
-            # they all mean that this data set cannot be had.
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise DataError(f"data.hub_id={self.name}: cannot be loaded: {reason[0]}") from error
-
-    def fingerprint(self) -> str:
-        """The data set's own fingerprint, which follows its revision and files."""
-        return str(self._table._fingerprint)
-
-    def rows(self) -> Iterator[Record | RowProblem]:
-        """Yield every row; lines are row numbers from 1."""
-        for number, value in enumerate(self._table, 1):
-            yield self._parse(RawRow(value, Origin(self.name, number)), self.name)
+            row = RawRow(value, Origin(self.name, number))
+            yield self._parser.parse(row, self._folder.name)
 
 
 class TinySource:
@@ -199,6 +160,7 @@ class TinySource:
     """
 
     name = TINY
+    takes_first = False
 
     def __init__(self, count: int, seed: int) -> None:
         self._count, self._seed = count, seed
@@ -223,26 +185,60 @@ class TinySource:
             yield Record(conversation, Origin(TINY, number))
 
 
-def open_source(config: DataConfig, *, vocab_size: int, seed: int) -> Source:
-    """Return the source of the training conversations.
+def open_source(
+    config: SourceConfig, parser: RowParser, *, seed: int, key: str = "data.path"
+) -> Source:
+    """Return one source.
+
+    Args:
+        config: says where it is.
+        parser: interprets its rows.
+        seed: of the conversations this package generates.
+        key: dotted name of its path, for messages.
 
     Raises:
         DataError: nothing readable is there.
     """
     if config.hub_id is not None:
-        return HubSource(config, vocab_size)
+        return HubSource(config, parser)
     if config.path == TINY:
         return TinySource(config.max_samples or _TINY_COUNT, seed)
     if config.path is None:
-        raise DataError("data.path=null: no conversations: give a file, data.path=FILE.jsonl")
-    folder = Path(config.path).expanduser()
-    if (folder / "dataset_dict.json").exists():
-        raise DataError(
-            f"data.path={config.path}: holds several splits: name one, such as its train"
+        raise DataError(f"{key}=null: no conversations: give a file, {key}=FILE.jsonl")
+    if isinstance(config.path, str):
+        folder = Path(config.path).expanduser()
+        if (folder / "dataset_dict.json").exists():
+            raise DataError(
+                f"{key}={config.path}: holds several splits: name one, such as its train"
+            )
+        if (folder / "state.json").exists():
+            return SavedSource(config.path, parser)
+    return FileSource(config.path, parser, key)
+
+
+def open_parts(config: DataConfig, *, vocab_size: int, seed: int) -> list[Part]:
+    """Return the sources of the training conversations: one, or those of a mixture.
+
+    Raises:
+        DataError: nothing readable is there.
+    """
+    role = config.unknown_role
+    if not config.sources:
+        source = open_source(config, RowParser(config, vocab_size, role), seed=seed)
+        return [Part(source, config.max_samples)]
+    return [
+        Part(
+            open_source(
+                part,
+                RowParser(part, vocab_size, role),
+                seed=seed,
+                key=f"data.sources.{name}.path",
+            ),
+            part.max_samples,
+            part.weight,
         )
-    if (folder / "state.json").exists():
-        return SavedSource(config.path, config, vocab_size)
-    return FileSource(config.path, config, vocab_size)
+        for name, part in config.sources.items()
+    ]
 
 
 def open_validation(config: DataConfig, *, vocab_size: int) -> Source | None:
@@ -253,4 +249,6 @@ def open_validation(config: DataConfig, *, vocab_size: int) -> Source | None:
     """
     if config.validation_path is None:
         return None
-    return FileSource(config.validation_path, config, vocab_size, "data.validation_path")
+    plain = SourceConfig(format=config.format)
+    parser = RowParser(plain, vocab_size, config.unknown_role)
+    return FileSource(config.validation_path, parser, "data.validation_path")

@@ -24,6 +24,7 @@ class SourceCount:
     samples: int = 0
     tokens: int = 0
     supervised: int = 0
+    truncated: int = 0
 
 
 @dataclass
@@ -38,7 +39,7 @@ class DataReport:
         num_validation: samples on the validation side.
         num_tokens: tokens of all samples.
         num_supervised: supervised tokens of all samples.
-        num_truncated: samples whose end was cut.
+        num_truncated: rows that were cut or split.
         num_lost_tokens: tokens cut off or dropped for length.
         num_open_turns: supervised turns without an end token before truncation.
         num_duplicates: samples equal to an earlier one.
@@ -46,10 +47,19 @@ class DataReport:
         dropped: rows and turns left out, by reason.
         examples: a few of them, with file and line.
         roles: tokens and supervised tokens by role, before truncation.
-        length_edges: lower edges of the length histogram, in tokens.
-        length_counts: samples per bin.
+        length_edges: lower edges of the histogram of lengths before truncation, in tokens.
+        length_counts: rows per bin; the last bin holds those longer than the sequence.
+        sequence_length: longest sample, in tokens.
+        contaminated: conversations that hold an evaluation prompt, by the prompt's file.
+        coverage_sizes: by share of the supervised training tokens (in percent): smallest draft
+            vocabulary that covers it, in tokens.
+        suggested_vocab_size: draft vocabulary for the highest of these shares, rounded up to a
+            multiple of 128; 0 where nothing smaller than the whole vocabulary is worth it.
+        licences: of the sources, where they are known.
+        commits: of the hub data sets, where the hub names them.
         sources: size by source.
         method: how masks were made.
+        not_shown: kinds of conversation that the template refuses, or shows only in part.
         num_split: conversations that became several rows, because the template renders earlier
             answers differently than when they were the last ones.
         seconds: what preparation took.
@@ -77,7 +87,14 @@ class DataReport:
     length_edges: list[int] = field(default_factory=list)
     length_counts: list[int] = field(default_factory=list)
     sources: dict[str, SourceCount] = field(default_factory=dict)
+    sequence_length: int = 0
+    contaminated: dict[str, int] = field(default_factory=dict)
+    coverage_sizes: dict[str, int] = field(default_factory=dict)
+    suggested_vocab_size: int = 0
+    licences: dict[str, str] = field(default_factory=dict)
+    commits: dict[str, str] = field(default_factory=dict)
     method: str = ""
+    not_shown: list[str] = field(default_factory=list)
     num_split: int = 0
     seconds: float = 0.0
     finish_reasons: dict[str, int] = field(default_factory=dict)
@@ -90,12 +107,26 @@ class DataReport:
         """Supervised tokens over all tokens."""
         return self.num_supervised / max(1, self.num_tokens)
 
-    def drop(self, reason: str, example: str | None = None, count: int = 1) -> None:
-        """Count something left out; the first examples of each reason are kept."""
+    def drop(
+        self, reason: str, example: str | None = None, count: int = 1, *, stops: bool = False
+    ) -> None:
+        """Count something left out; the first examples of each reason are kept.
+
+        Args:
+            reason: kind of problem.
+            example: file, line and detail.
+            count: how often.
+            stops: whether the preparation ends with an error because of it.
+        """
         seen = self.dropped.get(reason, 0)
         self.dropped[reason] = seen + count
         if example is not None and seen < 3:
             self.examples.append(example)
+
+    def truncate(self, example: str, lost_tokens: int) -> None:
+        """Count a row that was cut or split, and the tokens of it that no sample holds."""
+        self.num_truncated += 1
+        self.num_lost_tokens += lost_tokens
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -114,15 +145,20 @@ class DataReport:
 
 
 def length_histogram(
-    lengths: Int[np.ndarray, "sample"], sequence_length: int
+    lengths: Int[np.ndarray, "row"], sequence_length: int
 ) -> tuple[list[int], list[int]]:
-    """Return lower edges (powers of two up to the sequence length) and counts."""
+    """Return lower edges and counts of a histogram.
+
+    Edges are powers of two up to the sequence length; a last bin holds what is longer.
+    """
     edges = [0]
     edge = 16
     while edge < sequence_length:
         edges.append(edge)
         edge *= 2
-    counts, _ = np.histogram(lengths, bins=[*edges, max(sequence_length, edges[-1]) + 1])
+    edges.append(sequence_length + 1)
+    longest = int(lengths.max()) if len(lengths) else 0
+    counts, _ = np.histogram(lengths, bins=[*edges, max(sequence_length + 2, longest + 1)])
     first = int(np.flatnonzero(counts)[0]) if counts.any() else 0
     return edges[first:], counts[first:].tolist()
 
@@ -134,6 +170,8 @@ def report_view(report: DataReport, console_width: int = 100) -> RenderableType:
         parts.insert(1, _roles(report))
     if len(report.sources) > 1:
         parts.append(_sources(report))
+    if report.coverage_sizes:
+        parts.append(_vocabulary(report))
     if report.dropped:
         parts.append(_dropped(report))
     return Group(*parts)
@@ -162,14 +200,18 @@ def _totals(report: DataReport) -> Table:
         f"validation {report.num_validation:,})",
         "tokens": f"{report.num_tokens:,}",
         "supervised": f"{report.num_supervised:,} ({report.supervised_share:.1%})",
-        "truncated": f"{report.num_truncated:,} samples, {report.num_lost_tokens:,} tokens lost",
+        "truncated": f"{report.num_truncated:,} rows, {report.num_lost_tokens:,} tokens lost",
         "duplicates": f"{report.num_duplicates:,}",
         "loss mask by": report.method,
     }
+    if report.not_shown:
+        lines["template without"] = ", ".join(report.not_shown)
     if report.num_split:
         lines["several rows for"] = f"{report.num_split:,} conversations (history is rewritten)"
     if report.finish_reasons:
         lines["answers"] = _answers(report)
+    for name, count in report.contaminated.items():
+        lines[f"hold a prompt of {name}"] = f"{count:,} conversations"
     if report.num_open_turns:
         lines["answers without end"] = f"{report.num_open_turns:,}"
     for name, value in lines.items():
@@ -194,7 +236,7 @@ def _roles(report: DataReport) -> Table:
 
 
 def _lengths(report: DataReport, width: int) -> Table:
-    table = _table("Length of samples", "tokens", "samples", "")
+    table = _table("Length of rows before truncation", "tokens", "rows", "")
     table.columns[2].justify = "left"
     most = max([1, *report.length_counts])
     for index, (edge, count) in enumerate(
@@ -207,9 +249,19 @@ def _lengths(report: DataReport, width: int) -> Table:
 
 
 def _sources(report: DataReport) -> Table:
-    table = _table("Sources", "source", "samples", "tokens", "supervised")
+    table = _table("Sources", "source", "samples", "tokens", "supervised", "cut")
     for name, count in sorted(report.sources.items()):
-        table.add_row(name, f"{count.samples:,}", f"{count.tokens:,}", f"{count.supervised:,}")
+        values = (count.samples, count.tokens, count.supervised, count.truncated)
+        table.add_row(name, *(f"{value:,}" for value in values))
+    return table
+
+
+def _vocabulary(report: DataReport) -> Table:
+    table = _table("Draft vocabulary by coverage", "supervised tokens", "most frequent tokens")
+    for share, size in report.coverage_sizes.items():
+        table.add_row(f"{share} %", f"{size:,}")
+    if report.suggested_vocab_size:
+        table.add_row("suggested", f"speculator.draft_vocab_size={report.suggested_vocab_size}")
     return table
 
 

@@ -1,24 +1,23 @@
-"""Records -> samples on disk: masks, truncation, one arrow file that grows batch by batch."""
+"""Records -> samples on disk: masks, and one arrow file that grows batch by batch."""
 
 from __future__ import annotations
 
 import itertools
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, Int
 
-from speculators.config.schema import DataConfig, Truncation
 from speculators.data.masking import Masked, MaskedRow, Masker
 from speculators.data.report import DataReport, SourceCount
-from speculators.data.roles import add_roles
 from speculators.data.rows import Record, TokenRow
+from speculators.data.truncation import Cut, Cutter
 from speculators.data.types import Conversation, sample_id_of
 
 _BATCH = 256
@@ -39,23 +38,41 @@ _worker_masker: Masker | None = None
 def mask_records(
     records: Iterable[Record], masker: Masker, num_workers: int = 0
 ) -> Iterator[tuple[Record, Masked]]:
-    """Yield every record with its masked rows, in order whatever the number of workers."""
+    """Yield every record with its masked rows, in order whatever the number of workers.
+
+    Args:
+        records: what to mask.
+        masker: renders and tokenises.
+        num_workers: processes; 0 works in this one, where one batch is rendered while another is
+            tokenised (tokenizers leave Python's lock).
+    """
     batches = _batched(records)
     if num_workers == 0:
-        for batch in batches:
-            yield from zip(batch, _mask_batch(masker, batch), strict=True)
+        with ThreadPoolExecutor(2) as pool:
+            mask = partial(_mask_batch, masker)
+            yield from _in_order(batches, lambda batch: pool.submit(mask, batch), ahead=2)
         return
     with ProcessPoolExecutor(
         num_workers, get_context("spawn"), initializer=_start_worker, initargs=(masker,)
     ) as pool:
-        waiting: deque[tuple[Sequence[Record], Future[list[Masked]]]] = deque()
-        for batch in batches:
-            waiting.append((batch, pool.submit(_mask_in_worker, batch)))
-            if len(waiting) > 2 * num_workers:
-                done, future = waiting.popleft()
-                yield from zip(done, future.result(), strict=True)
-        for done, future in waiting:
+        ahead = 2 * num_workers
+        yield from _in_order(batches, lambda batch: pool.submit(_mask_in_worker, batch), ahead)
+
+
+def _in_order(
+    batches: Iterable[Sequence[Record]],
+    submit: Callable[[Sequence[Record]], Future[list[Masked]]],
+    ahead: int,
+) -> Iterator[tuple[Record, Masked]]:
+    """Hand out results in the order of the batches, at most `ahead` of them waiting."""
+    waiting: deque[tuple[Sequence[Record], Future[list[Masked]]]] = deque()
+    for batch in batches:
+        waiting.append((batch, submit(batch)))
+        if len(waiting) > ahead:
+            done, future = waiting.popleft()
             yield from zip(done, future.result(), strict=True)
+    for done, future in waiting:
+        yield from zip(done, future.result(), strict=True)
 
 
 def _batched(records: Iterable[Record]) -> Iterator[tuple[Record, ...]]:
@@ -86,12 +103,11 @@ def _as_masked(row: TokenRow) -> Masked:
 
 
 class SampleWriter:
-    """Cuts, counts and writes samples.
+    """Counts and writes samples.
 
     Args:
         path: arrow file to write.
-        config: truncation policy and smallest number of supervised tokens.
-        sequence_length: longest sample, in tokens.
+        cutter: fits rows to the sequence length.
         report: counts are added to it.
 
     Attributes:
@@ -100,10 +116,8 @@ class SampleWriter:
         conversation_ids: None where the source names none.
     """
 
-    def __init__(
-        self, path: Path, config: DataConfig, sequence_length: int, report: DataReport
-    ) -> None:
-        self._config, self._limit, self._report = config, sequence_length, report
+    def __init__(self, path: Path, cutter: Cutter, report: DataReport) -> None:
+        self._cutter, self._report = cutter, report
         self._columns: dict[str, list] = {name: [] for name in _SCHEMA.names}
         self._sink = pa.OSFile(str(path), "wb")
         self._writer = pa.ipc.new_stream(self._sink, _SCHEMA)
@@ -114,48 +128,22 @@ class SampleWriter:
 
     def add(self, record: Record, masked: Masked) -> None:
         """Write the rows of one record and count what is left out."""
-        report = self._report
-        if masked.refusal is not None:
-            detail = f": {masked.detail}" if masked.detail else ""
-            report.drop(masked.refusal, f"{record.origin}: {masked.refusal}{detail}")
-        for line in masked.unstable:
-            report.drop("unstable turn", f"{record.origin}: unstable {line}")
-        kept = [self._add_row(record, row) for row in masked.rows]
-        report.num_conversations += any(kept)
-        report.num_split += len(kept) > 1
+        for cut in self._cutter.cut(record, masked):
+            self._write(record, cut)
 
-    def _add_row(self, record: Record, row: MaskedRow) -> bool:
-        ids, mask, report = row.input_ids, row.loss_mask, self._report
-        add_roles(report.roles, row.roles)
-        report.num_open_turns += row.num_open_turns
-        surplus = len(ids) - self._limit
-        if surplus > 0 and self._config.truncation is Truncation.drop:
-            report.num_lost_tokens += len(ids)
-            report.drop("longer than the sequence", f"{record.origin}: {len(ids)} tokens")
-            return False
-        ids, mask = ids[: self._limit], mask[: self._limit]
-        supervised = int(mask.sum())
-        if supervised < self._config.min_supervised_tokens:
-            cut = " after truncation" if surplus > 0 else ""
-            reason = f"fewer than {self._config.min_supervised_tokens} supervised tokens{cut}"
-            report.drop(reason, f"{record.origin}: {supervised} supervised tokens{cut}")
-            return False
-        report.num_truncated += surplus > 0
-        report.num_lost_tokens += max(0, surplus)
-        self._write(record, ids, mask, truncated=surplus > 0)
-        return True
-
-    def _write(
-        self,
-        record: Record,
-        ids: Int[np.ndarray, "token"],
-        mask: Bool[np.ndarray, "token"],
-        *,
-        truncated: bool,
-    ) -> None:
-        sample_id, supervised = sample_id_of(ids.tolist()), int(mask.sum())
-        source, report = record.item.source, self._report
-        values = (ids, mask.astype(np.int64), len(ids), sample_id, source, truncated, supervised)
+    def _write(self, record: Record, cut: Cut) -> None:
+        ids, mask, report = cut.input_ids, cut.loss_mask, self._report
+        sample_id, supervised = sample_id_of(ids), int(mask.sum())
+        source = record.item.source
+        values = (
+            ids,
+            mask.astype(np.int64),
+            len(ids),
+            sample_id,
+            source,
+            cut.is_truncated,
+            supervised,
+        )
         for column, value in zip(self._columns.values(), values, strict=True):
             column.append(value)
         self.lengths.append(len(ids))
@@ -171,6 +159,7 @@ class SampleWriter:
         count.samples += 1
         count.tokens += len(ids)
         count.supervised += supervised
+        count.truncated += cut.is_truncated
         if len(self._columns["seq_len"]) >= _BATCH:
             self._flush()
 

@@ -20,6 +20,8 @@ from speculators.data.chat_template import (
     REFUSALS,
     TemplateRefusalError,
     choose_template,
+    reasoning_key,
+    renamed_reasoning,
     with_text_arguments,
 )
 from speculators.data.types import Turn
@@ -141,9 +143,23 @@ class VerifierTokenizer:
         Raises:
             TemplateRefusalError: the template does not accept these turns.
         """
+        text = self._rendered(turns, tools, add_generation_prompt)
+        try:
+            if not text.isascii():
+                text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise TemplateRefusalError("not Unicode text: half of a surrogate pair") from error
+        return text
+
+    def _rendered(
+        self,
+        turns: Sequence[Turn],
+        tools: Sequence[Mapping[str, Any]] | None,
+        add_generation_prompt: bool,
+    ) -> str:
         if self.is_plain:
             return self._plain_text(turns, add_generation_prompt)
-        messages = [{"role": t.role, "content": t.content, **t.extra} for t in turns]
+        messages = self._messages(turns)
         try:
             return self._apply(messages, tools, add_generation_prompt)
         except REFUSALS as error:
@@ -153,6 +169,16 @@ class VerifierTokenizer:
                 except REFUSALS:
                     pass
             raise TemplateRefusalError(f"chat template: {error}") from error
+
+    def _messages(self, turns: Sequence[Turn]) -> list[dict[str, Any]]:
+        key = self._reasoning_key
+        return [
+            {"role": t.role, "content": t.content, **renamed_reasoning(t.extra, key)} for t in turns
+        ]
+
+    @cached_property
+    def _reasoning_key(self) -> str:
+        return reasoning_key(str(self.template))
 
     def _apply(
         self, messages: list[dict[str, Any]], tools: Any, generation: bool, **kind: Any
@@ -176,7 +202,7 @@ class VerifierTokenizer:
         Raises:
             TemplateRefusalError: the template does not accept these turns.
         """
-        messages = [{"role": t.role, "content": t.content, **t.extra} for t in turns]
+        messages = self._messages(turns)
         kind = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
         try:
             result = self._apply(
@@ -259,6 +285,14 @@ class VerifierTokenizer:
         ids = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return np.array(ids, dtype=np.int64)
 
+    def _bare_ids(self, text: str) -> Int[np.ndarray, "token"]:
+        if not self.is_fast:
+            return self._slow_ids(text)
+        # Not through the tokenizer's own call: that may change its state while another thread
+        # is at work.
+        encoding = self._tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+        return np.array(encoding.ids, dtype=np.int64)
+
     def _tokenized(self, encoding: Any, start: Int[np.ndarray, "start"]) -> Tokenized:
         ids = np.array(encoding.ids, dtype=np.int64)
         special = np.flatnonzero(self._is_anchor[ids])
@@ -271,7 +305,7 @@ class VerifierTokenizer:
         """Tokenise a text that begins with a special token; short ones are remembered."""
         ids = self._tails.get(text)
         if ids is None:
-            ids = self._slow_ids(text)
+            ids = self._bare_ids(text)
             if len(text) <= 256 and len(self._tails) < 4096:
                 self._tails[text] = ids
         return ids

@@ -65,7 +65,9 @@ class Sample:
         return self.input_ids.shape[0]
 
 
-def sample_id_of(input_ids: Int[Tensor, "token"] | Sequence[int]) -> str:
+def sample_id_of(
+    input_ids: Int[Tensor, "token"] | Int[np.ndarray, "token"] | Sequence[int],
+) -> str:
     """Return the content address of a token sequence.
 
     First 32 hex digits of sha256 over the tokens as little-endian int64 (hidden-states

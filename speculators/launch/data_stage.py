@@ -18,6 +18,11 @@ from speculators.launch.verifier_stage import Verifier
 _TOGETHER = 4096
 
 
+def longest_sample(config: Config, verifier: Verifier) -> int:
+    """Return the tokens of the longest sample: what a row holds and the verifier can read."""
+    return min(config.training.sequence_length, verifier.spec.max_position_embeddings)
+
+
 def prepare_data(config: Config, verifier: Verifier) -> PreparedData:
     """Return the tokenised conversations, from the cache when the same inputs were prepared.
 
@@ -25,13 +30,12 @@ def prepare_data(config: Config, verifier: Verifier) -> PreparedData:
     no states worth learning from.
     """
     settings = config.data
-    longest = min(config.training.sequence_length, verifier.spec.max_position_embeddings)
     rewrites = settings.regenerate.enabled
     return prepare(
         settings,
         verifier.tokenizer,
         vocab_size=verifier.spec.vocab_size,
-        sequence_length=longest,
+        sequence_length=longest_sample(config, verifier),
         validation_fraction=config.training.validation_fraction,
         seed=config.seed,
         cache_dir=Path(config.cache_dir),

@@ -12,9 +12,9 @@ from speculators.algorithms.registry import drafter_class
 from speculators.config.schema import Config, Init, SpeculatorConfig
 from speculators.conversion.layout import load_weights, read_serving_config, read_vocabulary
 from speculators.data.prepared import PreparedData
-from speculators.data.vocabulary import DraftVocabulary, build_vocabulary, forced_token_ids
 from speculators.errors import ConfigError
 from speculators.launch.verifier_stage import Verifier
+from speculators.launch.vocabulary_stage import choose_vocabulary
 from speculators.verifier.weights import read_layers
 
 # What may change between a checkpoint and the run that starts from it: how long a block is and
@@ -45,7 +45,7 @@ def build_drafter(config: Config, verifier: Verifier, data: PreparedData) -> Dra
         asked = _with_saved(asked, algorithm.config_from_serving(saved))
     settings = algorithm.resolve(asked, verifier.spec, verifier.unused_token_ids(data))
     if folder is None:
-        vocabulary = _vocabulary(settings, verifier, data)
+        vocabulary = choose_vocabulary(settings.draft_vocab_size, verifier, data)
     else:
         vocabulary = read_vocabulary(Path(folder), verifier.spec.vocab_size)
     tables = verifier.tables()
@@ -67,24 +67,6 @@ def build_drafter(config: Config, verifier: Verifier, data: PreparedData) -> Dra
             raise ConfigError([f"speculator.from_pretrained={folder}: {p}" for p in problems])
         load_weights(drafter, Path(folder))
     return drafter.to(verifier.device)
-
-
-def _vocabulary(
-    settings: SpeculatorConfig, verifier: Verifier, data: PreparedData
-) -> DraftVocabulary:
-    size = settings.draft_vocab_size or verifier.spec.vocab_size
-    if size == verifier.spec.vocab_size:
-        return DraftVocabulary.full(size)
-    tokenizer = verifier.tokenizer
-    return build_vocabulary(
-        data.token_counts,
-        size,
-        vocab_size=verifier.spec.vocab_size,
-        num_tokens=tokenizer.num_tokens,
-        forced_ids=forced_token_ids(
-            data.token_counts, tokenizer.special_tokens, tokenizer.end_of_turn_ids
-        ),
-    )
 
 
 def _with_saved(asked: SpeculatorConfig, saved: SpeculatorConfig) -> SpeculatorConfig:

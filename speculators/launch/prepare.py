@@ -10,10 +10,21 @@ from rich.console import Console
 from speculators.config.schema import Config
 from speculators.data.coloured import print_samples
 from speculators.data.report import print_report
-from speculators.launch.data_stage import prepare_data
+from speculators.data.report_page import REPORT_HTML
+from speculators.data.validate import validate_rows
+from speculators.errors import DataError
+from speculators.launch.data_stage import longest_sample, prepare_data
 from speculators.launch.extract import fill_store, filling
 from speculators.launch.threads import limit_threads
 from speculators.launch.verifier_stage import Verifier
+from speculators.launch.vocabulary_stage import (
+    announce_vocabulary,
+    choose_vocabulary,
+    write_vocabulary,
+)
+
+_NUM_DRAFT_TOKENS = 7
+"""Tokens per draft that the ceiling of the acceptance length is printed for."""
 
 
 def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
@@ -27,16 +38,50 @@ def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
     capture = config.data.regenerate.capture
     config = filling(config) if capture else config
     verifier = Verifier(config)
-    data = prepare_data(config, verifier)
     for notice in verifier.tokenizer.notices:
         console.print(f"[yellow]note:[/] {notice}", soft_wrap=True)
+    if config.validate_only:
+        return _validate(config, verifier, console)
+    data = prepare_data(config, verifier)
     print_report(data.report, console)
+    size = config.speculator.draft_vocab_size
+    if size is not None and size != verifier.spec.vocab_size:
+        vocabulary = choose_vocabulary(size, verifier, data)
+        coverage = announce_vocabulary(vocabulary, verifier, data, _NUM_DRAFT_TOKENS, console)
+        write_vocabulary(vocabulary, coverage, verifier, data)
     if config.show:
         print_samples(data.train, verifier.tokenizer, config.show, console)
     origin = " (from an earlier run)" if data.reused else ""
     console.print(f"prepared data: {data.folder}{origin}", soft_wrap=True)
+    console.print(f"report: {data.folder / REPORT_HTML}", soft_wrap=True)
     if data.report.answers:
         console.print(f"every answer:  {data.report.answers}", soft_wrap=True)
     if capture:
         fill_store(config, verifier, data, console)
     return data.report.to_dict()
+
+
+def _validate(config: Config, verifier: Verifier, console: Console) -> dict[str, Any]:
+    """Name every problem; fail where a preparation would."""
+    listing = validate_rows(
+        config.data,
+        verifier.tokenizer,
+        vocab_size=verifier.spec.vocab_size,
+        sequence_length=longest_sample(config, verifier),
+        seed=config.seed,
+        emit=lambda line: console.print(line, soft_wrap=True, markup=False),
+    )
+    named = sum(listing.dropped.values()) + listing.num_truncated
+    console.print(
+        f"{listing.num_rows:,} rows read, {named:,} problems named, {listing.num_usable:,} samples "
+        "usable; nothing was written",
+        soft_wrap=True,
+    )
+    if listing.num_stops:
+        raise DataError(
+            f"{listing.num_stops} problems stop the preparation (data.bad_rows=drop leaves such "
+            "rows out)"
+        )
+    if not listing.num_usable:
+        raise DataError("no row is left to use")
+    return listing.dropped

@@ -15,7 +15,6 @@ from speculators.config.loading import to_yaml
 from speculators.config.schema import Config, HiddenStatesMode
 from speculators.conversion.layout import read_model
 from speculators.data.coloured import print_samples
-from speculators.data.coverage import coverage_view, vocabulary_coverage
 from speculators.data.loader import RowLoader
 from speculators.data.prepared import PreparedData, SampleSet
 from speculators.data.report import print_report
@@ -35,6 +34,7 @@ from speculators.launch.states_stage import open_source
 from speculators.launch.threads import limit_threads
 from speculators.launch.validation_stage import Validation
 from speculators.launch.verifier_stage import Verifier
+from speculators.launch.vocabulary_stage import announce_vocabulary
 from speculators.training.ranks import Ranks
 from speculators.training.result import TrainResult
 from speculators.training.trackers import open_tracker
@@ -92,14 +92,13 @@ class _Training:
         if self.config.show:
             print_samples(data.train, self.verifier.tokenizer, self.config.show, self.console)
         if not drafter.vocabulary.is_full:
-            coverage = vocabulary_coverage(
-                drafter.vocabulary, data.token_counts, drafter.num_draft_tokens
+            announce_vocabulary(
+                drafter.vocabulary,
+                self.verifier,
+                data,
+                drafter.num_draft_tokens,
+                self.console,
             )
-            tokenizer = self.verifier.tokenizer
-            view = coverage_view(coverage, self.verifier.spec.hidden_size, tokenizer)
-            self.console.print(view)
-            for line in coverage.warnings():
-                self.console.print(f"[yellow]warning:[/] {line}")
         moving = sum(p.numel() for p in drafter.trainable_parameters().values())
         self.console.print(
             f"{drafter.config.name}: {moving:,} trainable parameters, drafts "

@@ -16,6 +16,8 @@ from speculators.config.schema import Config, HiddenStatesMode, MuonConfig, Sche
 NEEDED = {
     "verifier=hf": ["verifier.name_or_path=some/model", "data.path=rows.jsonl"],
     "data=jsonl": ["data.path=rows.jsonl"],
+    "data=hf": ["data.name=hf"],
+    "data=mixture": ["+data@data.sources.chat=sharegpt"],
 }
 HF = ["verifier=hf", *NEEDED["verifier=hf"]]
 FILES = sorted(config_folder().rglob("*.yaml"))

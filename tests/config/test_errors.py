@@ -152,6 +152,15 @@ def test_one_of_several_keys_is_enough() -> None:
         check(Request("evaluate", (*hf, override)), needs=needs)
 
 
+def test_empty_mapping_is_no_value() -> None:
+    needs = ("data.path|data.sources",)
+    hf = ("verifier=hf", "verifier.name_or_path=DIR", "data.name=x")
+    with pytest.raises(ConfigError, match=r"^data\.path=null: a value is needed \(or data\.so"):
+        check(Request("prepare", hf), needs=needs)
+    source = ("data=mixture", "+data@data.sources.chat=ultrachat")
+    check(Request("prepare", (*hf[:2], *source)), needs=needs)
+
+
 def test_every_value_of_a_sweep_is_checked_before_the_first_run() -> None:
     overrides = ("speculator.block_size=8,1", "speculator=dflash,flash", "optimizer.lr=1e-3,x")
     assert checked(Request("train", overrides, multirun=True)) == [

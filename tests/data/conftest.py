@@ -11,6 +11,9 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from speculators.config.schema import DataConfig
+from speculators.data.prepare import prepare
+from speculators.data.prepared import PreparedData
 from speculators.data.template import VerifierTokenizer
 from speculators.data.types import Conversation, Turn
 
@@ -229,3 +232,36 @@ def messages() -> Callable[..., dict[str, Any]]:
         return {"messages": turns, **more}
 
     return make
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path, make_tokenizer: Callable[..., VerifierTokenizer]
+) -> Callable[..., PreparedData]:
+    """Prepare with small defaults; keywords of `DataConfig` and of `prepare` may be mixed."""
+
+    def go(path: Any, template: str | None = "chatml", **settings: Any) -> PreparedData:
+        names = ("sequence_length", "validation_fraction", "seed", "answerer", "verifier")
+        given = {name: settings.pop(name) for name in names if name in settings}
+        place = str(path) if isinstance(path, Path) else path
+        config = DataConfig(name="rows", path=place, **settings)
+        return prepare(
+            config,
+            make_tokenizer(template),
+            vocab_size=400,
+            sequence_length=given.get("sequence_length", 64),
+            validation_fraction=given.get("validation_fraction", 0.25),
+            seed=given.get("seed", 0),
+            cache_dir=tmp_path / "cache",
+            answerer=given.get("answerer"),
+            verifier=given.get("verifier", ""),
+            progress=False,
+        )
+
+    return go
+
+
+@pytest.fixture
+def rows(messages: Callable[..., dict[str, Any]]) -> list[dict[str, Any]]:
+    """Forty conversations of one exchange each."""
+    return [messages(f"Question {i}", f"Answer {i}.", id=f"c{i}") for i in range(40)]

@@ -177,3 +177,13 @@ def test_filled_share(samples: SampleSet, tmp_path: Path) -> None:
     load = loader(samples, Source())
     expected = samples.lengths.sum() / (load.rows_in_epoch(0) * LENGTH)
     assert load.filled_share(0) == pytest.approx(expected)
+
+
+def test_ranks_share_an_epoch_from_any_row_on(samples: SampleSet) -> None:
+    load = loader(samples, Source())
+    whole = [batch.sample_ids for batch in load.iterate(1)]
+    parts = [[b.sample_ids for b in load.iterate(1, 1, rank=r, world_size=2)] for r in range(2)]
+    assert len(parts[0]) == len(parts[1])
+    together = [ids for pair in zip(*parts, strict=True) for ids in pair]
+    assert together[: len(whole) - 1] == whole[1:]
+    assert all(ids == () for ids in together[len(whole) - 1 :])

@@ -311,6 +311,6 @@ def test_rows_equal_those_of_the_definition(
 
 def test_probe_names_what_a_template_refuses(make_tokenizer: MakeTokenizer) -> None:
     probe = probe_template(make_tokenizer("strict"))
-    assert probe.refused == ("system turn", "tools")
+    assert probe.refused == ("system turn", "reasoning", "tools")
     assert probe.method is MaskMethod.prefix
     assert not probe.rewrites_history

@@ -90,3 +90,27 @@ def test_sample_that_does_not_fit_is_an_error() -> None:
     assert str(caught.value) == (
         "training.sequence_length=64: a sample has 65 tokens; prepare the data with this length"
     )
+
+
+@given(lengths, st.integers(1, 7))
+def test_ranks_share_the_rows(lengths: list[int], world_size: int) -> None:
+    array = np.array(lengths, dtype=np.int64)
+    rows = pack(array, 64, seed=0, epoch=0)
+    parts = [rows.of_rank(rank, world_size) for rank in range(world_size)]
+    assert len({len(part) for part in parts}) == 1
+    assert (
+        world_size * (len(parts[0]) - 1) < max(1, len(rows)) <= world_size * max(1, len(parts[0]))
+    )
+    placed = np.concatenate([part.indices for part in parts])
+    assert sorted(placed.tolist()) == list(range(len(lengths)))
+    for number, row in enumerate(rows):
+        place = parts[number % world_size][number // world_size]
+        assert np.array_equal(place, row)
+
+
+def test_ranks_get_nearly_the_same_number_of_tokens() -> None:
+    array = sharegpt_like(40_000)
+    rows = pack(array, 8192, seed=0, epoch=0)
+    tokens = [int(array[rows.of_rank(rank, 8).indices].sum()) for rank in range(8)]
+    assert max(tokens) / min(tokens) < 1.01
+    assert all(filled_share(rows.of_rank(rank, 8), array, 8192) > 0.97 for rank in range(8))

@@ -13,12 +13,11 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from data.scripted import Scripted
 
-from speculators.config.schema import DataConfig, Truncation
+from data.scripted import Scripted
+from speculators.config.schema import Truncation
 from speculators.config.schema.data import BadRows, RegenerateConfig
 from speculators.data.dialogue import Question
-from speculators.data.prepare import prepare
 from speculators.data.prepared import PreparedData, SampleSet, prompt_of
 from speculators.data.split import split_point
 from speculators.data.storage import written_aside
@@ -32,35 +31,6 @@ Messages = Callable[..., dict[str, Any]]
 Prepare = Callable[..., PreparedData]
 
 VOCAB = 400
-
-
-@pytest.fixture
-def run(tmp_path: Path, make_tokenizer: MakeTokenizer) -> Prepare:
-    """Prepare with small defaults; keywords of `DataConfig` and of `prepare` may be mixed."""
-
-    def go(path: Path | str, template: str | None = "chatml", **settings: Any) -> PreparedData:
-        names = ("sequence_length", "validation_fraction", "seed", "answerer", "verifier")
-        given = {name: settings.pop(name) for name in names if name in settings}
-        config = DataConfig(name="rows", path=str(path), **settings)
-        return prepare(
-            config,
-            make_tokenizer(template),
-            vocab_size=VOCAB,
-            sequence_length=given.get("sequence_length", 64),
-            validation_fraction=given.get("validation_fraction", 0.25),
-            seed=given.get("seed", 0),
-            cache_dir=tmp_path / "cache",
-            answerer=given.get("answerer"),
-            verifier=given.get("verifier", ""),
-            progress=False,
-        )
-
-    return go
-
-
-@pytest.fixture
-def rows(messages: Messages) -> list[dict[str, Any]]:
-    return [messages(f"Question {i}", f"Answer {i}.", id=f"c{i}") for i in range(40)]
 
 
 def everything(data: PreparedData) -> list[tuple[SampleSet, int]]:
@@ -85,6 +55,8 @@ def test_folder_holds_a_data_set_of_the_specified_columns(
         "data-00000-of-00001.arrow",
         "dataset_info.json",
         "prepare.json",
+        "report.html",
+        "report.json",
         "state.json",
         "token_freq.pt",
         "token_used.npy",
@@ -429,7 +401,7 @@ def test_manifest_says_what_went_in(run: Prepare, write_rows: WriteRows, rows: l
     assert manifest["fingerprint"] == data.fingerprint
     assert manifest["path"] == str(path)
     assert manifest["inputs"]["sequence_length"] == 64
-    assert manifest["inputs"]["settings"]["truncation"] == "right"
+    assert manifest["inputs"]["settings"]["truncation"] == "keep"
     assert set(manifest["versions"]) == {"datasets", "tokenizers", "torch", "transformers"}
     assert manifest["report"]["num_rows"] == 40
 

@@ -10,10 +10,19 @@ import pytest
 
 from speculators.config.schema import DataConfig
 from speculators.config.schema.data import BadRows, UnknownRole
-from speculators.data.readers import FileSource, HubSource, TinySource, open_source, open_validation
+from speculators.data.hub import HubSource
+from speculators.data.parsing import RowParser
+from speculators.data.readers import (
+    FileSource,
+    Part,
+    Source,
+    TinySource,
+    open_parts,
+    open_validation,
+)
 from speculators.data.report import DataReport
 from speculators.data.rows import Record, RowProblem, TokenRow
-from speculators.data.selection import select_rows
+from speculators.data.selection import Selection, Selector
 from speculators.data.types import Conversation
 from speculators.errors import DataError
 
@@ -22,7 +31,24 @@ Messages = Callable[..., dict[str, Any]]
 
 
 def source(path: Path, **settings: Any) -> FileSource:
-    return FileSource(str(path), DataConfig(path=str(path), **settings), vocab_size=100)
+    return FileSource(str(path), parser(DataConfig(path=str(path), **settings)))
+
+
+def parser(config: DataConfig) -> RowParser:
+    return RowParser(config, 100, config.unknown_role)
+
+
+def opened(**settings: Any) -> Source:
+    config = DataConfig(**settings)
+    (part,) = open_parts(config, vocab_size=100, seed=3)
+    return part.source
+
+
+def select(
+    reader: Source, report: DataReport, limit: int | None = None, seed: int = 0, **settings: Any
+) -> Selection:
+    selector = Selector(DataConfig(**settings), report, seed=seed, prompts=None)
+    return selector.select([Part(reader, limit)])
 
 
 def test_layouts_may_be_mixed(write_rows: WriteRows, messages: Messages) -> None:
@@ -40,7 +66,7 @@ def test_bad_rows_stop_with_the_first_lines_and_the_total(
 ) -> None:
     path = write_rows([messages("q", "a"), '{"a": ', *[{"messages": None}] * 6, messages("q", "b")])
     with pytest.raises(DataError) as caught:
-        select_rows(source(path), DataReport(), limit=None, bad_rows=BadRows.error, seed=0)
+        select(source(path), DataReport())
     assert str(caught.value).splitlines() == [
         "7 of 9 rows cannot be used (data.bad_rows=drop leaves them out):",
         f"  {path}:2: malformed JSON: Expecting value at column 7",
@@ -53,8 +79,8 @@ def test_bad_rows_are_dropped_and_counted(write_rows: WriteRows, messages: Messa
     path = write_rows([messages("q", "a"), "{", {"messages": None}, {"messages": []}])
     report = DataReport()
     reader = source(path)
-    chosen = select_rows(reader, report, limit=None, bad_rows=BadRows.drop, seed=0)
-    assert len(list(chosen.records(reader))) == 1
+    chosen = select(reader, report, bad_rows=BadRows.drop)
+    assert len(list(chosen.records())) == 1
     assert report.dropped == {
         "malformed JSON": 1,
         "not a list of turns": 1,
@@ -68,10 +94,10 @@ def test_unknown_roles_have_their_own_policy(write_rows: WriteRows, messages: Me
     odd = {"messages": [{"role": "narrator", "content": "x"}]}
     path = write_rows([messages("q", "a"), odd])
     with pytest.raises(DataError, match=r"rows\.jsonl:2: unknown role: 'narrator' in turn 1"):
-        select_rows(source(path), DataReport(), limit=None, bad_rows=BadRows.error, seed=0)
+        select(source(path), DataReport())
     report = DataReport()
     reader = source(path, unknown_role=UnknownRole.drop)
-    select_rows(reader, report, limit=None, bad_rows=BadRows.error, seed=0)
+    select(reader, report)
     assert report.dropped == {"unknown role": 1}
 
 
@@ -95,8 +121,8 @@ def test_draw_depends_on_the_rows_and_not_on_their_order(
 
     def drawn(order: list[Any], seed: int) -> set[str | None]:
         reader = source(write_rows(order))
-        chosen = select_rows(reader, DataReport(), limit=10, bad_rows=BadRows.error, seed=seed)
-        records = list(chosen.records(reader))
+        chosen = select(reader, DataReport(), 10, seed)
+        records = list(chosen.records())
         assert len(records) == chosen.num_records == 10
         return {record.item.conversation_id for record in records}
 
@@ -132,19 +158,18 @@ def _hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_hub_cache")
 def test_hub_data_set(tmp_path: Path, write_rows: WriteRows, messages: Messages) -> None:
     write_rows([messages("q", "a"), messages("q")], "hub/train.jsonl")
-    config = DataConfig(hub_id=str(tmp_path / "hub"))
-    reader = open_source(config, vocab_size=100, seed=0)
+    reader = opened(hub_id=str(tmp_path / "hub"))
     assert isinstance(reader, HubSource)
     rows = list(reader.rows())
     assert isinstance(rows[0], Record)
     assert isinstance(rows[1], RowProblem)
     assert str(rows[1]) == f"{tmp_path / 'hub'}:train:2: no assistant turn"
-    assert reader.fingerprint() == HubSource(config, 100).fingerprint()
+    assert reader.fingerprint() == opened(hub_id=str(tmp_path / "hub")).fingerprint()
 
 
 @pytest.mark.usefixtures("_hub_cache")
 def test_hub_data_set_that_cannot_be_had(tmp_path: Path) -> None:
-    reader = HubSource(DataConfig(hub_id=str(tmp_path / "nothing")), 100)
+    reader = opened(hub_id=str(tmp_path / "nothing"))
     with pytest.raises(DataError, match=r"^data.hub_id=.*nothing:train: cannot be loaded: .+"):
         list(reader.rows())
 
@@ -155,20 +180,18 @@ def test_data_set_saved_by_other_tools(tmp_path: Path) -> None:
     columns = {"input_ids": [[1, 2], [3]], "loss_mask": [[0, 1], [1]], "seq_len": [2, 1]}
     table = datasets.Dataset.from_dict(columns)
     table.save_to_disk(str(tmp_path / "one"))
-    config = DataConfig(path=str(tmp_path / "one"))
-    reader = open_source(config, vocab_size=100, seed=0)
+    reader = opened(path=str(tmp_path / "one"))
     records = [row for row in reader.rows() if isinstance(row, Record)]
     items = [record.item for record in records]
     assert [i.input_ids.tolist() for i in items if isinstance(i, TokenRow)] == [[1, 2], [3]]
-    assert reader.fingerprint() == open_source(config, vocab_size=100, seed=0).fingerprint()
+    assert reader.fingerprint() == opened(path=str(tmp_path / "one")).fingerprint()
     datasets.DatasetDict({"train": table}).save_to_disk(str(tmp_path / "several"))
     with pytest.raises(DataError, match="holds several splits: name one, such as its train"):
-        open_source(DataConfig(path=str(tmp_path / "several")), vocab_size=100, seed=0)
+        opened(path=str(tmp_path / "several"))
 
 
 def test_generated_conversations() -> None:
-    config = DataConfig(path="tiny", max_samples=5)
-    reader = open_source(config, vocab_size=100, seed=3)
+    reader = opened(path="tiny", max_samples=5)
     assert isinstance(reader, TinySource)
     records = list(reader.rows())
     assert len(records) == 5

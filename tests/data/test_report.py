@@ -50,7 +50,7 @@ def test_report_shows_what_matters() -> None:
     for expected in (
         "11 (train 9, validation 2)",
         "250 (25.0%)",
-        "3 samples, 77 tokens lost",
+        "3 rows, 77 tokens lost",
         "1 conversations (history is rewritten)",
         "prefix rendering",
         "malformed JSON",
@@ -78,9 +78,9 @@ def test_only_a_few_examples_of_each_reason_are_kept() -> None:
 @pytest.mark.parametrize(
     ("lengths", "edges", "counts"),
     [
-        ([1, 15, 16, 64], [0, 16, 32], [2, 1, 1]),
-        ([40, 64], [32], [2]),
-        ([], [0, 16, 32], [0, 0, 0]),
+        ([1, 15, 16, 63, 64, 65, 900], [0, 16, 32, 65], [2, 1, 2, 2]),
+        ([40, 64], [32, 65], [2, 0]),
+        ([], [0, 16, 32, 65], [0, 0, 0, 0]),
     ],
 )
 def test_histogram(lengths: list[int], edges: list[int], counts: list[int]) -> None:

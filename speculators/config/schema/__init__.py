@@ -8,7 +8,6 @@ everywhere and prefixes the dotted path.
 
 from speculators.config.schema.data import (
     DataConfig,
-    DataFormat,
     MultiTurn,
     RegenerateConfig,
     Truncation,
@@ -33,6 +32,7 @@ from speculators.config.schema.optimization import (
 )
 from speculators.config.schema.root import AttentionBackend, Config
 from speculators.config.schema.serve import ServeConfig
+from speculators.config.schema.source import DataFormat, PartConfig, SourceConfig
 from speculators.config.schema.speculator import Init, LossWeights, SpeculatorConfig
 from speculators.config.schema.training import (
     BestMetric,
@@ -65,12 +65,14 @@ __all__ = [
     "OnGenerate",
     "OnMissing",
     "OptimizerConfig",
+    "PartConfig",
     "Precision",
     "RegenerateConfig",
     "Sampling",
     "ScheduleConfig",
     "ScheduleName",
     "ServeConfig",
+    "SourceConfig",
     "SpeculatorConfig",
     "StoreDtype",
     "TrackerConfig",

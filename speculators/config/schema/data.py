@@ -5,27 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from omegaconf import MISSING
 
-from speculators.config.schema.problem import Problem, at_least
-
-
-class DataFormat(Enum):
-    """Layout of one row (auto: recognised by its keys, row by row)."""
-
-    auto = "auto"
-    sharegpt = "sharegpt"
-    messages = "messages"
-    prompt_response = "prompt_response"
-    tokens = "tokens"
+from speculators.config.schema.problem import Problem, at_least, between
+from speculators.config.schema.source import PartConfig, SourceConfig
 
 
 class Truncation(Enum):
     """What happens to a row longer than `training.sequence_length`."""
 
-    right = "right"
+    keep = "keep"
     drop = "drop"
+    split = "split"
 
 
 class MultiTurn(Enum):
@@ -55,6 +48,21 @@ class Unfinished(Enum):
 
     keep = "keep"
     drop = "drop"
+
+
+class Duplicates(Enum):
+    """Which conversations that were there before are left out."""
+
+    keep = "keep"
+    exact = "exact"
+    near = "near"
+
+
+class Contaminated(Enum):
+    """What happens to a conversation that holds an evaluation prompt."""
+
+    drop = "drop"
+    keep = "keep"
 
 
 @dataclass
@@ -87,29 +95,18 @@ class RegenerateConfig:
 
 
 @dataclass
-class DataConfig:
+class DataConfig(SourceConfig):
     """Where the conversations come from and how they are tokenised."""
 
     name: str = MISSING
     """Short name of the choice, used in run names (`tiny`, `jsonl`, `sharegpt`)."""
-    path: str | None = None
-    """JSON Lines file or folder of them; `tiny` is the set this package generates."""
+    sources: dict[str, PartConfig] = field(default_factory=dict)
+    """A mixture: sources by name, instead of `path` or `hub_id`."""
     validation_path: str | None = None
     """Separate validation conversations; null holds out `training.validation_fraction`."""
-    hub_id: str | None = None
-    """Hub data set, for presets; null when `path` is given."""
-    hub_subset: str | None = None
-    """Configuration name of the hub data set."""
-    hub_split: str = "train"
-    """Split of the hub data set."""
-    hub_revision: str | None = None
-    """Revision of the hub data set."""
-    format: DataFormat = DataFormat.auto
-    """Row layout."""
-    max_samples: int | None = None
-    """Use at most this many conversations, drawn by the seed before tokenising."""
-    truncation: Truncation = Truncation.right
-    """Rows longer than the sequence: cut their end, or drop them. Both are counted."""
+    truncation: Truncation = Truncation.keep
+    """Rows longer than the sequence. keep: their beginning, the end is cut; drop: none of it;
+    split: all of it, as several samples. Counted each time."""
     multi_turn: MultiTurn = MultiTurn.auto
     """auto: one row where the template renders history unchanged, else as few as are exact."""
     min_supervised_tokens: int = 2
@@ -117,7 +114,19 @@ class DataConfig:
     unknown_role: UnknownRole = UnknownRole.error
     """Rows with an unknown role."""
     bad_rows: BadRows = BadRows.error
-    """Rows that cannot be read: stop with file and line, or drop and count them."""
+    """Rows that cannot be read, and answers whose first token cannot be told: stop with file and
+    line, or drop and count them."""
+    duplicates: Duplicates = Duplicates.keep
+    """keep: count repeated samples; exact: use equal conversations once; near: also those that
+    share most of their words (`duplicate_similarity`)."""
+    duplicate_similarity: float = 0.8
+    """near: share of common five-word pieces (Jaccard, estimated) from which two conversations
+    are the same."""
+    prompt_sets: Any = None
+    """Prompt files (one or a list) that are evaluated on; conversations that hold one of their
+    prompts are found."""
+    contaminated: Contaminated = Contaminated.drop
+    """Conversations that hold an evaluation prompt: drop them, or keep them; counted either way."""
     regenerate: RegenerateConfig = field(default_factory=RegenerateConfig)
     """On-policy answers."""
     num_workers: int = 0
@@ -125,8 +134,14 @@ class DataConfig:
 
     def problems(self) -> Iterator[Problem]:
         """Check the ranges, and that there are not two sources (commands say who needs one)."""
-        yield from at_least(self, "max_samples", 1)
+        yield from super().problems()
         yield from at_least(self, "min_supervised_tokens", 2)
         yield from at_least(self, "num_workers", 0)
-        if self.path is not None and self.hub_id is not None:
-            yield Problem("path", self.path, "given together with data.hub_id: keep one of them")
+        yield from between(self, "duplicate_similarity", 0.5, 1.0)
+        if self.sources and (self.path is not None or self.hub_id is not None):
+            yield Problem("sources", list(self.sources), "a mixture has no path or hub_id itself")
+        if not self.sources and self.name == "mixture":
+            yield Problem("sources", {}, "no source: add some, +data@data.sources.NAME=PRESET")
+        for name, part in self.sources.items():
+            for problem in part.problems():
+                yield problem._replace(field=f"sources.{name}.{problem.field}")

@@ -60,6 +60,9 @@ class Config:
     """CPU threads; null leaves torch's choice."""
     show: int = 0
     """prepare: print this many samples with supervised tokens coloured."""
+    validate_only: bool = False
+    """prepare: name every row that cannot be used, with file, line, reason and what becomes of it;
+    write nothing."""
     dry_run: bool = False
     """serve: print the command that would be run, and stop."""
 

@@ -1,0 +1,96 @@
+"""What a report says beside its counts: lengths, coverage, origins, settings, a few samples."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from speculators.config.schema import DataConfig
+from speculators.data.coloured import Stretch, stretches
+from speculators.data.coverage import coverage_sizes, suggest_size
+from speculators.data.hub import HubSource
+from speculators.data.readers import Part
+from speculators.data.report import DataReport, length_histogram
+from speculators.data.template import VerifierTokenizer
+from speculators.data.truncation import Cutter
+from speculators.data.types import Sample
+from speculators.data.vocabulary import forced_token_ids
+
+_SAMPLES, _CONTEXT_TOKENS, _TOKENS = 3, 120, 1500
+_POLICIES = ("truncation", "multi_turn", "bad_rows", "duplicates", "contaminated")
+
+
+def add_lengths(report: DataReport, cutter: Cutter, sequence_length: int) -> None:
+    """Add the histogram of lengths before truncation."""
+    lengths = np.frombuffer(cutter.lengths, dtype=np.int64)
+    report.length_edges, report.length_counts = length_histogram(lengths, sequence_length)
+    report.sequence_length = sequence_length
+
+
+def add_coverage(
+    report: DataReport, counts: Int[Tensor, "vocab"], tokenizer: VerifierTokenizer
+) -> None:
+    """Add sizes of draft vocabularies, from the counts of supervised training tokens."""
+    forced = forced_token_ids(counts, tokenizer.special_tokens, tokenizer.end_of_turn_ids)
+    report.coverage_sizes = coverage_sizes(counts)
+    report.suggested_vocab_size = suggest_size(counts, len(forced))
+
+
+def add_origins(report: DataReport, config: DataConfig, parts: Sequence[Part]) -> None:
+    """Add the licences of the sources, and the commits that the hub names."""
+    sources = [part.source for part in parts]
+    for source, setting in zip(sources, config.sources.values() or (config,), strict=True):
+        if setting.licence is not None:
+            report.licences[source.name] = setting.licence
+        if isinstance(source, HubSource) and (commit := source.commit()) is not None:
+            report.commits[source.name] = commit
+
+
+def settings_facts(
+    config: DataConfig, tokenizer: VerifierTokenizer, sequence_length: int, seed: int
+) -> list[tuple[str, str]]:
+    """Return what the samples depend on, as lines for a reader."""
+    arguments = tokenizer.template_arguments
+    values = {name: getattr(config, name).value for name in _POLICIES}
+    return [
+        ("template arguments", json.dumps(arguments) if arguments else "none"),
+        ("sequence length", f"{sequence_length:,} tokens"),
+        ("seed", str(seed)),
+        ("policies", ", ".join(f"{name}={value}" for name, value in values.items())),
+    ]
+
+
+def shown_samples(
+    table: Any,
+    conversation_ids: Sequence[str],
+    chosen: Bool[np.ndarray, "sample"],
+    tokenizer: VerifierTokenizer,
+) -> list[list[Stretch]]:
+    """Return the first samples of different conversations, from shortly before what is supervised.
+
+    Args:
+        table: arrow table of samples.
+        conversation_ids: of its rows.
+        chosen: which of its rows may be shown.
+        tokenizer: spells them.
+    """
+    rows: dict[str, int] = {}
+    for row in np.flatnonzero(chosen).tolist():
+        rows.setdefault(conversation_ids[row], row)
+        if len(rows) == _SAMPLES:
+            break
+    shown = []
+    for row in rows.values():
+        ids, mask = (torch.tensor(table[c][row].as_py()) for c in ("input_ids", "loss_mask"))
+        start = max(0, int(mask.argmax()) - _CONTEXT_TOKENS)
+        stop = start + _TOKENS
+        sample = Sample(ids[start:stop], mask[start:stop] == 1, "", "")
+        cut = [("\u2026 ", False)] if start else []
+        shown.append([*cut, *stretches(sample, tokenizer)])
+    return shown

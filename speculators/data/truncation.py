@@ -1,0 +1,118 @@
+"""Rows that are longer than the sequence: cut, dropped, or split into several samples."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from speculators.config.schema import DataConfig, Truncation
+from speculators.config.schema.data import BadRows
+from speculators.data.masking import Masked, MaskedRow
+from speculators.data.report import DataReport
+from speculators.data.roles import add_roles
+from speculators.data.rows import Record
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One sample.
+
+    Attributes:
+        input_ids: at most as many tokens as the sequence has.
+        loss_mask: True on supervised tokens.
+        is_truncated: whether it is not the whole row.
+    """
+
+    input_ids: Int[np.ndarray, "token"]
+    loss_mask: Bool[np.ndarray, "token"]
+    is_truncated: bool
+
+
+class Cutter:
+    """Fits masked rows to the sequence length and counts what is lost.
+
+    Args:
+        config: truncation policy and smallest number of supervised tokens.
+        sequence_length: longest sample, in tokens.
+        report: counts are added to it.
+
+    Attributes:
+        lengths: tokens of every row before it was cut.
+    """
+
+    def __init__(self, config: DataConfig, sequence_length: int, report: DataReport) -> None:
+        self._config, self._limit, self._report = config, sequence_length, report
+        self.lengths = array("q")
+
+    def cut(self, record: Record, masked: Masked) -> list[Cut]:
+        """Return the samples of one record and count what is left out."""
+        report, place = self._report, record.origin
+        if masked.refusal is not None:
+            detail = f": {masked.detail}" if masked.detail else ""
+            report.drop(masked.refusal, f"{place}: {masked.refusal}{detail}")
+        for line in masked.unstable:
+            stops = self._config.bad_rows is BadRows.error
+            report.drop("unstable turn", f"{place}: unstable {line}", stops=stops)
+        samples = [list(self._cut_row(record, row)) for row in masked.rows]
+        report.num_conversations += any(samples)
+        report.num_split += len(masked.rows) > 1
+        return [sample for row in samples for sample in row]
+
+    def _cut_row(self, record: Record, row: MaskedRow) -> Iterator[Cut]:
+        length, report = len(row.input_ids), self._report
+        self.lengths.append(length)
+        add_roles(report.roles, row.roles)
+        report.num_open_turns += row.num_open_turns
+        policy, long = self._config.truncation, length > self._limit
+        if long and policy is Truncation.drop:
+            report.num_lost_tokens += length
+            what = f"{record.origin}: longer than the sequence: {length} tokens"
+            report.drop("longer than the sequence", what)
+            return
+        whole = policy is Truncation.split or not long
+        spans = split_points(row.loss_mask, self._limit) if whole else [(0, self._limit)]
+        kept = 0
+        for start, stop in spans:
+            mask = row.loss_mask[start:stop]
+            if self._teaches(record, mask, long):
+                kept += stop - start
+                yield Cut(row.input_ids[start:stop], mask, is_truncated=long)
+        if long and kept:
+            what = "split into several samples" if whole else f"cut to {self._limit} tokens"
+            report.truncate(f"{record.origin}: {length} tokens: {what}", length - kept)
+
+    def _teaches(self, record: Record, mask: Bool[np.ndarray, "token"], long: bool) -> bool:
+        supervised, least = int(mask.sum()), self._config.min_supervised_tokens
+        if supervised >= least:
+            return True
+        cut = " after truncation" if long else ""
+        reason = f"fewer than {least} supervised tokens{cut}"
+        self._report.drop(reason, f"{record.origin}: {supervised} supervised tokens{cut}")
+        return False
+
+
+def split_points(mask: Bool[np.ndarray, "token"], limit: int) -> list[tuple[int, int]]:
+    """Cut a row into pieces of at most `limit` tokens.
+
+    A piece ends where an answer ends, if one does in its second half, so that the next piece
+    begins with a question; otherwise in the middle of the text.
+
+    Args:
+        mask: the row's loss mask.
+        limit: longest piece, in tokens.
+
+    Returns:
+        First and one past the last token of each piece; together they are the row.
+    """
+    ends = np.flatnonzero(mask[:-1] & ~mask[1:]) + 1
+    spans, start = [], 0
+    while len(mask) - start > limit:
+        inside = ends[(ends > start + limit // 2) & (ends <= start + limit)]
+        stop = int(inside[-1]) if len(inside) else start + limit
+        spans.append((start, stop))
+        start = stop
+    return [*spans, (start, len(mask))]

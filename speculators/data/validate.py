@@ -1,0 +1,92 @@
+"""`validate_only=true`: every row read and masked, every problem named, nothing written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from speculators.config.schema import DataConfig
+from speculators.data.contamination import open_prompt_sets
+from speculators.data.masking import Masker
+from speculators.data.probe import MaskMethod, probe_template
+from speculators.data.readers import Part, open_parts, open_validation
+from speculators.data.report import DataReport
+from speculators.data.samples import mask_records
+from speculators.data.selection import Selector
+from speculators.data.template import VerifierTokenizer
+from speculators.data.truncation import Cutter
+
+STOPS, LEFT_OUT = "stops the preparation", "left out"
+
+
+@dataclass
+class Listing(DataReport):
+    """A report that names every problem as it is found.
+
+    Attributes:
+        emit: takes one line at a time: file, line, reason and what becomes of the row.
+        num_stops: problems that a preparation would end with.
+        num_usable: samples that a preparation would write.
+    """
+
+    emit: Callable[[str], object] = field(default=print, compare=False)
+    num_stops: int = 0
+    num_usable: int = 0
+
+    def drop(
+        self, reason: str, example: str | None = None, count: int = 1, *, stops: bool = False
+    ) -> None:
+        """Name the row, and whether it is left out or stops everything."""
+        super().drop(reason, example, count, stops=stops)
+        self.num_stops += count if stops else 0
+        self.emit(f"{example or reason} -> {STOPS if stops else LEFT_OUT}")
+
+    def truncate(self, example: str, lost_tokens: int) -> None:
+        """Name the row that is cut or split."""
+        super().truncate(example, lost_tokens)
+        self.emit(f"{example} -> {lost_tokens} tokens lost")
+
+
+def validate_rows(
+    config: DataConfig,
+    tokenizer: VerifierTokenizer,
+    *,
+    vocab_size: int,
+    sequence_length: int,
+    seed: int,
+    emit: Callable[[str], object] = print,
+) -> Listing:
+    """Read and mask everything that would be prepared; write nothing.
+
+    Args:
+        config: where conversations come from, and the policies.
+        tokenizer: the verifier's.
+        vocab_size: embedding rows of the verifier.
+        sequence_length: longest sample, in tokens.
+        seed: of `data.max_samples`.
+        emit: takes one line per problem.
+
+    Raises:
+        ConfigError: a template whose masks come out wrong.
+        DataError: nothing readable is there.
+    """
+    listing = Listing(emit=emit)
+    prompts = open_prompt_sets(config)
+    selector = Selector(config, listing, seed=seed, prompts=prompts, raises=False)
+    parts = open_parts(config, vocab_size=vocab_size, seed=seed)
+    selections = [selector.select(parts, config.max_samples if config.sources else None)]
+    validation = open_validation(config, vocab_size=vocab_size)
+    if validation is not None:
+        selections.append(selector.select([Part(validation)]))
+    if config.regenerate.enabled:
+        # Only questions are used; what the verifier answers is not known yet.
+        listing.num_usable = sum(selection.num_records for selection in selections)
+        return listing
+    method = probe_template(tokenizer).method
+    listing.method = method.value
+    masker = Masker(tokenizer, config.multi_turn, use_tags=method is MaskMethod.tags)
+    cutter = Cutter(config, sequence_length, listing)
+    for selection in selections:
+        for record, masked in mask_records(selection.records(), masker, config.num_workers):
+            listing.num_usable += len(cutter.cut(record, masked))
+    return listing

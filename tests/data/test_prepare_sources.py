@@ -1,0 +1,85 @@
+"""Mixtures, moved files, prompt sets and the report, through the whole preparation."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from speculators.config.schema import PartConfig
+from speculators.config.schema.data import BadRows, Duplicates
+from speculators.data.prepared import PreparedData
+
+WriteRows = Callable[..., Path]
+Messages = Callable[..., dict[str, Any]]
+Prepare = Callable[..., PreparedData]
+
+
+def test_mixture_end_to_end(
+    run: Prepare, write_rows: WriteRows, rows: list[Any], messages: Messages
+) -> None:
+    math = [messages(f"{i} + 1?", f"{i + 1}", id=f"m{i}") for i in range(20)]
+    parts = {
+        "chat": PartConfig(path=str(write_rows(rows, "chat.jsonl")), weight=1.0, licence="mit"),
+        "math": PartConfig(path=str(write_rows(math, "math.jsonl")), weight=1.0),
+    }
+    data = run(None, sources=parts)
+    assert {name: count.samples for name, count in data.report.sources.items()} == {
+        "chat.jsonl": 20,
+        "math.jsonl": 20,
+    }
+    assert list(data.report.licences.values()) == ["mit"]
+    counts = data.counts_by_source()
+    assert sorted(counts) == ["chat.jsonl", "math.jsonl"]
+    assert torch.equal(counts["chat.jsonl"] + counts["math.jsonl"], data.token_counts)
+    assert run(None, sources=parts).reused
+    parts["math"].weight = 0.5
+    other = run(None, sources=parts)
+    assert not other.reused
+    assert other.report.sources["math.jsonl"].samples == 20
+    assert other.report.sources["chat.jsonl"].samples == 40
+
+
+def test_files_may_move_and_copies_are_found(
+    run: Prepare, write_rows: WriteRows, rows: list[Any], tmp_path: Path
+) -> None:
+    path = write_rows(rows)
+    first = run(path)
+    moved = tmp_path / "elsewhere" / path.name
+    moved.parent.mkdir()
+    shutil.copy(path, moved)
+    assert run(moved).reused
+    assert run([str(path)]).folder == first.folder
+    assert run([str(path), str(moved)]).report.num_duplicates == 40
+    once = run([str(path), str(moved)], duplicates=Duplicates.exact)
+    assert (once.report.num_samples, once.report.dropped) == (40, {"duplicate": 40})
+
+
+def test_prompt_sets_are_part_of_the_identity(
+    run: Prepare, write_rows: WriteRows, rows: list[Any]
+) -> None:
+    path = write_rows(rows)
+    prompts = write_rows([{"prompt": "Question 3"}], "prompts.jsonl")
+    plain, checked = run(path), run(path, prompt_sets=[str(prompts)])
+    assert plain.folder != checked.folder
+    assert checked.report.dropped == {"holds a prompt of prompts.jsonl": 1}
+    write_rows([{"prompt": "Question 4"}], "prompts.jsonl")
+    assert not run(path, prompt_sets=str(prompts)).reused
+
+
+def test_report_files_hold_what_was_found(
+    run: Prepare, write_rows: WriteRows, rows: list[Any]
+) -> None:
+    data = run(write_rows([*rows, "{"]), bad_rows=BadRows.drop)
+    report = json.loads((data.folder / "report.json").read_text())
+    assert report == json.loads(json.dumps(data.report.to_dict()))
+    assert report["dropped"] == {"malformed JSON": 1}
+    page = (data.folder / "report.html").read_text()
+    for expected in ("malformed JSON", "rows.jsonl:41", "<mark>Answer ", "truncation=keep"):
+        assert expected in page
+    for foreign in ("http://", "https://", "<script", "@import", "url("):
+        assert foreign not in page
