@@ -13,13 +13,13 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 
 def flex_block_attention(
-    q: Float[Tensor, "anchor block head head_dim"],
+    q: Float[Tensor, "anchor query head head_dim"],
     k_context: Float[Tensor, "sequence kv_head head_dim"],
     v_context: Float[Tensor, "sequence kv_head head_dim"],
     k_block: Float[Tensor, "anchor block kv_head head_dim"],
     v_block: Float[Tensor, "anchor block kv_head head_dim"],
     mask: BlockMask,
-) -> Float[Tensor, "anchor block head head_dim"]:
+) -> Float[Tensor, "anchor query head head_dim"]:
     """Attend every slot to its context and its block, scale head_dim^-0.5, grouped queries."""
     keys = torch.cat([k_context, k_block.flatten(0, 1)])
     values = torch.cat([v_context, v_block.flatten(0, 1)])
