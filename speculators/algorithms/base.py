@@ -104,12 +104,15 @@ class Drafter(nn.Module, ABC, Generic[ConfigT]):
 
     Attributes:
         speculators_model_type: name of the algorithm in `config.json`.
+        free_serving_keys: keys of `config.json` that a warm start may change: they give no weight
+            its meaning.
         config: typed settings; `target_layer_ids` and the like are resolved, never None.
         spec: sizes of the verifier.
         vocabulary: tokens the drafter can propose.
     """
 
     speculators_model_type: ClassVar[str]
+    free_serving_keys: ClassVar[frozenset[str]] = frozenset()
     config: ConfigT
     spec: VerifierSpec
     vocabulary: DraftVocabulary

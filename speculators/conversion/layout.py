@@ -175,8 +175,7 @@ def load_weights(drafter: Drafter[Any], folder: Path) -> None:
     expected = drafter.saved_tensors()
     check_names(path, tensors, expected)
     check_finite(path, tensors)
-    places: dict[str, Tensor] = dict(drafter.named_parameters())
-    places.update(drafter.named_buffers())
+    places = drafter.state_dict(keep_vars=True)
     with torch.no_grad():
         for name, value in tensors.items():
             if name in places:

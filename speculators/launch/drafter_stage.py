@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,9 @@ from speculators.errors import ConfigError
 from speculators.launch.verifier_stage import Verifier
 from speculators.verifier.weights import read_layers
 
-# What may change between a checkpoint and the run that starts from it: how long a block is and
-# how the weights are trained or written, but nothing that gives a weight its meaning.
+# What may change between a checkpoint and the run that starts from it, beside the algorithm's own
+# keys: how the weights are trained or written, but nothing that gives a weight its meaning.
 _FREE_KEYS = {
-    "block_size",
     "dtype",
     "speculators_config",
     "speculators_training",
@@ -62,7 +61,8 @@ def build_drafter(config: Config, verifier: Verifier, data: PreparedData) -> Dra
         layers = read_layers(verifier.spec, drafter.copied_layers())
         drafter.start_from_verifier(layers, verifier.head().norm_weight.cpu())
     if folder is not None and saved is not None:
-        problems = list(_differences(saved, drafter.serving_config()))
+        free = _FREE_KEYS | algorithm.free_serving_keys
+        problems = list(_differences(saved, drafter.serving_config(), free))
         if problems:
             raise ConfigError([f"speculator.from_pretrained={folder}: {p}" for p in problems])
         load_weights(drafter, Path(folder))
@@ -103,13 +103,16 @@ def _with_saved(asked: SpeculatorConfig, saved: SpeculatorConfig) -> SpeculatorC
 
 
 def _differences(
-    saved: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
+    saved: Mapping[str, Any],
+    new: Mapping[str, Any],
+    free: Collection[str] = (),
+    prefix: str = "",
 ) -> Iterator[str]:
     for key in sorted(saved.keys() | new.keys()):
         old, now = saved.get(key), new.get(key)
-        if old == now or (not prefix and key in _FREE_KEYS):
+        if old == now or key in free:
             continue
         if isinstance(old, Mapping) and isinstance(now, Mapping):
-            yield from _differences(old, now, f"{prefix}{key}.")
+            yield from _differences(old, now, prefix=f"{prefix}{key}.")
         else:
             yield f"{prefix}{key} is {old} there and {now} here; it cannot change in a warm start"

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from speculators.algorithms.dflash.config import CeLabels, DFlashConfig, Normalization
+from speculators.algorithms.dflash.config import DFlashConfig, Normalization
 from speculators.config.composition import compose
 from speculators.config.folder import HIDDEN_GROUPS, config_folder, file_comment, group_choices
-from speculators.config.schema import Config, HiddenStatesMode, MuonConfig, ScheduleName
+from speculators.config.schema import CeLabels, Config, HiddenStatesMode, MuonConfig, ScheduleName
 
 # What a choice cannot know and a user has to say.
 NEEDED = {
