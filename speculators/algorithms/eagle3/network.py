@@ -17,7 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from speculators.algorithms.eagle3.config import Eagle3Config, FusedLayersConfig, LayerType
+from speculators.algorithms.eagle3.config import Eagle3Config
+from speculators.algorithms.eagle3.fused_config import FusedLayersConfig, LayerType
 from speculators.algorithms.eagle3.layers import ChainLayer
 from speculators.attention.backend import BlockAttention
 from speculators.modules.decoder import KeyValue, LayerSizes

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from speculators.algorithms.eagle3.config import Eagle3Config, FusedLayersConfig, LayerType
+from speculators.algorithms.eagle3.config import Eagle3Config
+from speculators.algorithms.eagle3.fused_config import FusedLayersConfig, LayerType
 from speculators.algorithms.serving import (
     common_config,
     layer_config,
