@@ -15,7 +15,7 @@ from speculators.algorithms.base import Drafter, DraftSession, Output, StepConte
 from speculators.algorithms.eagle3 import serving
 from speculators.algorithms.eagle3.config import Eagle3Config, TttTokens
 from speculators.algorithms.eagle3.metrics import step_accuracies
-from speculators.algorithms.eagle3.network import Base, Eagle3Network
+from speculators.algorithms.eagle3.network import Eagle3Network
 from speculators.algorithms.eagle3.resolve import fill_fused
 from speculators.algorithms.eagle3.session import Eagle3Session
 from speculators.algorithms.eagle3.start import copy_layers
@@ -198,14 +198,10 @@ class Eagle3Drafter(Eagle3Network, DraftTables, Drafter[Eagle3Config]):
         positions = layout.position_ids.to(device, non_blocking=True)
         last = len(batch.input_ids) - 1
         after = torch.arange(1, length + 1, device=device).clamp(max=last)
-        begun: Base = self.begin(
-            self.embed(batch.input_ids[after]),
-            states[:length],
-            positions,
-            rows,
-            self._attention(base, device)(0),
-            self._attention(_every_row(base), device)(0) if self.config.num_layers > 1 else None,
-        )
+        embeddings = self.embed(batch.input_ids[after])
+        deep = self.config.num_layers > 1
+        every = self._attention(_every_row(base), device)(0) if deep else None
+        encoded = self.encode(embeddings, states[:length], positions, every)
 
         def following(step: int, normed: Tensor) -> Tensor:
             if tokens is TttTokens.own:
@@ -213,8 +209,10 @@ class Eagle3Drafter(Eagle3Network, DraftTables, Drafter[Eagle3Config]):
             return self.embed(batch.input_ids[(rows + 2 + step).clamp(max=last)])
 
         outputs = self.unroll(
-            begun,
+            encoded,
+            embeddings[rows],
             positions[rows],
+            rows,
             num_steps,
             following,
             self._attention(base, device),

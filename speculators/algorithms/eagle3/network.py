@@ -34,18 +34,20 @@ Keep = Callable[[int, KeyValue], KeyValue]
 
 
 @dataclass(frozen=True)
-class Base:
-    """What chains start from.
+class Encoded:
+    """The base: one row per token, seen by whatever is drafted after it.
 
     Attributes:
-        output: state after the last layer at the rows chains start from.
-        contexts: keys and values of all base rows, by layer.
-        own: those of the rows chains start from, by layer.
+        fused: state that enters the first layer.
+        last: state that enters the last layer.
+        contexts: keys and values of all rows in every layer, earlier calls included.
+        fresh: those of this call's rows.
     """
 
-    output: Float[Tensor, "row hidden"]
+    fused: Float[Tensor, "token hidden"]
+    last: Float[Tensor, "token hidden"]
     contexts: Sequence[KeyValue]
-    own: Sequence[KeyValue]
+    fresh: Sequence[KeyValue]
 
 
 class FusedNetwork(nn.Module):
@@ -103,47 +105,37 @@ class FusedNetwork(nn.Module):
         x = x.flatten(1)
         return self.fc(x if self.input_norm is None else self.input_norm(x))
 
-    def begin(
+    def encode(
         self,
         embeddings: Float[Tensor, "token hidden"],
         states: Float[Tensor, "token aux_layer hidden"],
         positions: Int[Tensor, "token"],
-        rows: Int[Tensor, "row"],
-        attend: BlockAttention,
         attend_all: BlockAttention | None = None,
         keep: Keep = lambda layer, keys: keys,
-    ) -> Base:
-        """Run the base: keys of all tokens in every layer, the output of `rows` alone.
+    ) -> Encoded:
+        """Run the base as far as what is drafted after it needs: keys in every layer.
 
         Args:
             embeddings: of the token after each.
             states: the verifier's at each token.
             positions: of each token in its document.
-            rows: where chains start, as index into the tokens.
-            attend: attention of `rows` to the base.
-            attend_all: that of all tokens; needed with more than one layer.
+            attend_all: attention of all rows to the base; needed with more than one layer.
             keep: joins keys of earlier calls.
         """
-        state, by = self.fuse(states), rotation(positions, self.rope_frequencies)
+        fused = state = self.fuse(states)
         embeddings = embeddings.to(state.dtype)
-        contexts, own = [], []
+        by = rotation(positions[:, None], self.rope_frequencies)
+        contexts, fresh = [], []
         layers = self.chain_layers()
         for index, layer in enumerate(layers):
-            u, residual = layer.enter(state, embeddings)
-            fresh = layer.keys(u, by)
-            contexts.append(keep(index, fresh))
-            own.append(KeyValue(fresh.keys[rows], fresh.values[rows]))
+            u, residual = layer.enter(state[:, None], embeddings[:, None])
+            mine = layer.keys(u, by)
+            fresh.append(KeyValue(mine.keys[:, 0], mine.values[:, 0]))
+            contexts.append(keep(index, fresh[-1]))
             if index + 1 < len(layers):
                 assert attend_all is not None
-                every = rotation(positions[:, None], self.rope_frequencies)
-                mine = KeyValue(fresh.keys[:, None], fresh.values[:, None])
-                u, residual = u[:, None], residual[:, None]
-                state = layer(u, residual, every, contexts[-1], mine, attend_all)[:, 0]
-        picked = rotation(positions[rows][:, None], self.rope_frequencies)
-        mine = KeyValue(own[-1].keys[:, None], own[-1].values[:, None])
-        u, residual = u[rows][:, None], residual[rows][:, None]
-        output = layers[-1](u, residual, picked, contexts[-1], mine, attend)[:, 0]
-        return Base(output, contexts, own)
+                state = layer(u, residual, by, contexts[-1], mine, attend_all)[:, 0]
+        return Encoded(fused, state, contexts, fresh)
 
     @property
     def stream_type(self) -> torch.dtype:
@@ -172,8 +164,10 @@ class Eagle3Network(FusedNetwork):
 
     def unroll(
         self,
-        base: Base,
+        base: Encoded,
+        embeddings: Float[Tensor, "row hidden"],
         positions: Int[Tensor, "row"],
+        rows: Int[Tensor, "row"],
         num_steps: int,
         following: Callable[[int, Tensor], Tensor],
         attention: Callable[[int], BlockAttention],
@@ -183,15 +177,17 @@ class Eagle3Network(FusedNetwork):
         """Return the input of the head at each step of the chains.
 
         Args:
-            base: where they start.
-            positions: of the base rows they start from.
+            base: what they start from and see.
+            embeddings: of the token each row pairs with its state.
+            positions: of these rows in their documents.
+            rows: the rows, as index into those of the base's last call.
             num_steps: steps, the base row's own included.
             following: embedding of the next token, from the step and the input of its head.
             attention: attention of the rows at a step, to the base and their own `step + 1` slots.
             recompute: compute steps again in the backward pass instead of keeping what it needs.
         """
-        own = [[keys] for keys in base.own]
-        state, outputs = base.output, []
+        own = [[KeyValue(kv.keys[rows], kv.values[rows])] for kv in base.fresh]
+        state, outputs = self._first(base, embeddings, positions, rows, own, attention(0)), []
         for step in range(num_steps):
             normed = self.norm(state)
             outputs.append(normed)
@@ -211,6 +207,22 @@ class Eagle3Network(FusedNetwork):
             for kept, keys in zip(own, fresh, strict=True):
                 kept.append(keys)
         return outputs
+
+    def _first(
+        self,
+        base: Encoded,
+        embeddings: Tensor,
+        positions: Tensor,
+        rows: Tensor,
+        own: Sequence[Sequence[KeyValue]],
+        attend: BlockAttention,
+    ) -> Float[Tensor, "row hidden"]:
+        """Finish the base rows chains start from: the last layer, for them alone."""
+        state, layer = base.last[rows], self.chain_layers()[-1]
+        u, residual = layer.enter(state[:, None], embeddings.to(state.dtype)[:, None])
+        by = rotation(positions[:, None], self.rope_frequencies)
+        mine = KeyValue(own[-1][0].keys[:, None], own[-1][0].values[:, None])
+        return layer(u, residual, by, base.contexts[-1], mine, attend)[:, 0]
 
     def follow(
         self,

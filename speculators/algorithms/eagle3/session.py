@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from speculators.algorithms.base import DraftSession, Proposal
-from speculators.algorithms.eagle3.network import Base, FusedNetwork
+from speculators.algorithms.eagle3.network import Encoded, FusedNetwork
 from speculators.attention.backend import BlockAttention, prepare_attention
 from speculators.attention.layout import BlockLayout, MaskRule
 from speculators.config.schema import AttentionBackend
@@ -40,29 +40,22 @@ class BaseCache:
         network: FusedNetwork,
         embeddings: Float[Tensor, "new hidden"],
         states: Float[Tensor, "new aux_layer hidden"],
-    ) -> Base:
+    ) -> Encoded:
         """Append confirmed rows; the last of them is where drafting starts."""
-        new, device = len(states), states.device
-        first, self.length = self.length, self.length + new
-        layers = network.chain_layers()
-        self.caches = self.caches or [KeyValueCache() for _ in layers]
+        device = states.device
+        first, self.length = self.length, self.length + len(states)
+        num_layers = len(network.chain_layers())
+        self.caches = self.caches or [KeyValueCache() for _ in range(num_layers)]
 
         def keep(layer: int, keys: KeyValue) -> KeyValue:
             self.caches[layer].append(keys)
             return self.caches[layer].view()
 
         every = None
-        if len(layers) > 1:
+        if num_layers > 1:
             every = self._attention(torch.arange(first, self.length), 1, 0, device)
-        return network.begin(
-            embeddings,
-            states,
-            torch.arange(first, self.length, device=device),
-            torch.tensor([new - 1], device=device),
-            self.attention(1, 0, device),
-            every,
-            keep,
-        )
+        positions = torch.arange(first, self.length, device=device)
+        return network.encode(embeddings, states, positions, every, keep)
 
     def attention(self, num_slots: int, first_query: int, device: torch.device) -> BlockAttention:
         """Return attention of the last row's slots, from `first_query` on."""
@@ -102,7 +95,8 @@ class Eagle3Session(DraftSession):
     ) -> Proposal:
         """Append the confirmed rows, then draft a chain, see `DraftSession`."""
         drafter, cache = self.drafter, self.cache
-        base = cache.extend(drafter, drafter.embed(tokens), states)
+        embeddings, device = drafter.embed(tokens), states.device
+        base = cache.extend(drafter, embeddings, states)
         drafted: list[Proposal] = []
 
         def draw(step: int, normed: Tensor) -> Tensor:
@@ -111,10 +105,12 @@ class Eagle3Session(DraftSession):
 
         outputs = drafter.unroll(
             base,
-            torch.tensor([cache.length - 1], device=states.device),
+            embeddings[-1:],
+            torch.tensor([cache.length - 1], device=device),
+            torch.tensor([len(states) - 1], device=device),
             drafter.num_draft_tokens,
             draw,
-            lambda step: cache.attention(step + 1, step, states.device),
+            lambda step: cache.attention(step + 1, step, device),
         )
         draw(len(outputs) - 1, outputs[-1])
         parts = [p.probabilities for p in drafted if p.probabilities is not None]
