@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from speculators.algorithms.base import Proposal
 from speculators.data.vocabulary import DraftVocabulary
 from speculators.modules.partition import top_tokens
+from speculators.verifier.head import VerifierHead
 
 
 class DraftHead(nn.Module):
@@ -97,6 +98,12 @@ class DraftTables(nn.Module):
         """Return draft logits in fp32. Memory grows with rows: for a few at a time."""
         head = self.lm_head.weight
         return (hidden.to(head.dtype) @ head.T).float()
+
+    def verifier_rows(self, teacher: VerifierHead) -> Float[Tensor, "draft_vocab hidden"]:
+        """Return the verifier's own rows: the draft head itself unless it is trained."""
+        if not self.lm_head.weight.requires_grad:
+            return self.lm_head.weight
+        return teacher.lm_head if self.vocabulary.is_full else teacher.lm_head[self.token_ids]
 
     def saved_tables(self) -> dict[str, Tensor]:
         """Return head and maps where the vocabulary is reduced.

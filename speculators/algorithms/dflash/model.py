@@ -158,7 +158,7 @@ class DFlashDrafter(DFlashNetwork, DraftTables, Drafter[DFlashConfig]):
             states = batch.aux[: layout.sequence_length]
             hidden = self._hidden(states, batch.input_ids, layout, keep)
             newest = batch.input_ids[chunk.to(batch.input_ids.device)]
-            drafted.append(self.choose(hidden.view(len(chunk), size - 1, -1), newest))
+            drafted.append(self.choose(hidden.view(len(chunk), size - 1, hidden.shape[1]), newest))
         return torch.cat(drafted)
 
     def choose(

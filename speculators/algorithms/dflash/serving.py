@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from speculators.algorithms.dflash.config import DFlashConfig
@@ -33,12 +33,15 @@ TRAINED_WITH = (
 """Settings kept in the checkpoint that serving does not need."""
 
 
-def serving_config(config: DFlashConfig, spec: VerifierSpec) -> dict[str, Any]:
+def serving_config(
+    config: DFlashConfig, spec: VerifierSpec, trained_with: Sequence[str] = TRAINED_WITH
+) -> dict[str, Any]:
     """Return what vLLM needs to serve the drafter, and how it was trained.
 
     Args:
         config: resolved settings.
         spec: the verifier.
+        trained_with: settings kept beside what serving needs.
     """
     sliding = config.num_sliding_layers or 0
     layer = layer_config(config, spec, "qwen3")
@@ -49,7 +52,7 @@ def serving_config(config: DFlashConfig, spec: VerifierSpec) -> dict[str, Any]:
         architecture="DFlashDraftModel",
         num_draft_tokens=config.block_size - 1,
         layer=layer,
-        trained_with=TRAINED_WITH,
+        trained_with=trained_with,
     )
     return common | {
         "aux_hidden_state_layer_ids": list(config.target_layer_ids or ()),

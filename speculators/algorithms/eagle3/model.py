@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from speculators.algorithms.anchors import anchor_candidates, fill_anchors
+from speculators.algorithms.anchors import fill_anchors
 from speculators.algorithms.base import Drafter, DraftSession, Output, StepContext
 from speculators.algorithms.eagle3 import serving
 from speculators.algorithms.eagle3.config import Eagle3Config, TttTokens
@@ -19,6 +19,7 @@ from speculators.algorithms.eagle3.network import Eagle3Network
 from speculators.algorithms.eagle3.resolve import fill_fused
 from speculators.algorithms.eagle3.session import Eagle3Session
 from speculators.algorithms.eagle3.start import copy_layers
+from speculators.algorithms.eagle3.starts import start_candidates
 from speculators.algorithms.metrics import training_metrics
 from speculators.algorithms.noise import noisy
 from speculators.algorithms.objective import labelled, on_grid, skips_unreachable, slot_losses
@@ -119,7 +120,7 @@ class Eagle3Drafter(Eagle3Network, DraftTables, Drafter[Eagle3Config]):
         chains have all their steps this is the mean over each step (specification, section 6).
         """
         row = HostRow.of(batch)
-        starts = _candidates(row.loss_mask, row.document_ids).nonzero().flatten()
+        starts = start_candidates(row.loss_mask, row.document_ids).nonzero().flatten()
         layout = self._layout(row, starts)
         config = self.config
         plan = plan_slots(
@@ -136,13 +137,13 @@ class Eagle3Drafter(Eagle3Network, DraftTables, Drafter[Eagle3Config]):
         chosen = hidden.flatten(0, 1)[slots // (config.ttt_steps + 1) * config.ttt_steps + steps]
         head = self.lm_head.weight
         loss = slot_losses(
-            chosen, head, plan, batch, teacher, config, rows=self._verifier_rows(teacher)
+            chosen, head, plan, batch, teacher, config, rows=self.verifier_rows(teacher)
         )
         return self._output(loss, plan, steps)
 
     def start_candidates(self, batch: PackedBatch) -> Bool[Tensor, "sequence"]:
         """Mark response tokens whose predecessor has a state, see `Drafter.start_candidates`."""
-        return _candidates(batch.loss_mask, batch.document_ids)
+        return start_candidates(batch.loss_mask, batch.document_ids)
 
     @torch.no_grad()
     def draft(self, batch: PackedBatch, starts: Int[Tensor, "start"]) -> Int[Tensor, "start draft"]:
@@ -232,12 +233,6 @@ class Eagle3Drafter(Eagle3Network, DraftTables, Drafter[Eagle3Config]):
 
         return at
 
-    def _verifier_rows(self, teacher: VerifierHead) -> Float[Tensor, "draft_vocab hidden"]:
-        """Return the verifier's own rows: the draft head itself unless it is trained."""
-        if not self.config.train_lm_head:
-            return self.lm_head.weight
-        return teacher.lm_head if self.vocabulary.is_full else teacher.lm_head[self.token_ids]
-
     def _output(self, loss: ChunkedLoss, plan: SlotPlan, steps: Int[Tensor, "slot"]) -> Output:
         device = loss.loss.device
         flat = plan.flat.to(device, non_blocking=True)
@@ -248,16 +243,6 @@ class Eagle3Drafter(Eagle3Network, DraftTables, Drafter[Eagle3Config]):
         step_accuracies(sums, counts, self.config.ttt_steps)
         total = (self.config.ttt_decay**steps * loss.loss).sum()
         return Output(total, (steps == 0).sum().to(total.dtype), sums, counts)
-
-
-def _candidates(
-    loss_mask: Bool[Tensor, "sequence"], document_ids: Int[Tensor, "sequence"]
-) -> Bool[Tensor, "sequence"]:
-    """Mark tokens that can be a block's anchor and are not the first of their document."""
-    found = anchor_candidates(loss_mask, document_ids)
-    found[1:] &= document_ids[1:] == document_ids[:-1]
-    found[:1] = False
-    return found
 
 
 def _every_row(layout: BlockLayout) -> BlockLayout:
