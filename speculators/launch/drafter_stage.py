@@ -10,6 +10,7 @@ from typing import Any
 from speculators.algorithms.base import Drafter, StepContext
 from speculators.algorithms.registry import drafter_class
 from speculators.config.schema import Config, Init, SpeculatorConfig
+from speculators.conversion.integrity import TOKENIZER_KEY, check_tokenizer
 from speculators.conversion.layout import load_weights, read_serving_config, read_vocabulary
 from speculators.data.prepared import PreparedData
 from speculators.data.vocabulary import DraftVocabulary, build_vocabulary, forced_token_ids
@@ -25,6 +26,7 @@ _FREE_KEYS = {
     "speculators_training",
     "speculators_version",
     "transformers_version",
+    TOKENIZER_KEY,  # compared by itself, with the vocabulary
 }
 
 
@@ -47,6 +49,7 @@ def build_drafter(config: Config, verifier: Verifier, data: PreparedData) -> Dra
         vocabulary = _vocabulary(settings, verifier, data)
     else:
         vocabulary = read_vocabulary(Path(folder), verifier.spec.vocab_size)
+        check_tokenizer(Path(folder), saved or {}, vocabulary, verifier.spec)
     tables = verifier.tables()
     drafter = algorithm.build(
         settings,

@@ -7,8 +7,8 @@ from typing import TypeVar
 
 from speculators.algorithms.dflash.config import DFlashConfig
 from speculators.algorithms.dflash.loss import default_gamma
+from speculators.algorithms.dflash.target_layers import dflash_layer_ids
 from speculators.algorithms.resolving import fill, mask_problems, refuse, unused_token
-from speculators.verifier.layers import dflash_layer_ids
 from speculators.verifier.spec import VerifierSpec
 
 _NUM_STATES = 5

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TypeVar
 
 from speculators.algorithms.eagle3.fused_config import FusedLayersConfig, LayerType
+from speculators.algorithms.eagle3.target_layers import eagle3_layer_ids
 from speculators.algorithms.resolving import fill
-from speculators.verifier.layers import eagle3_layer_ids
 from speculators.verifier.spec import VerifierSpec
 
 ConfigT = TypeVar("ConfigT", bound=FusedLayersConfig)

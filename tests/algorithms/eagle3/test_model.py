@@ -1,4 +1,4 @@
-"""Eagle-3 against its specification written down a second time, with dense masks and full logits."""
+"""Eagle-3 against its specification written down again, with dense masks and full logits."""
 
 from __future__ import annotations
 
