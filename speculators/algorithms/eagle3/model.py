@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from speculators.algorithms.anchors import fill_anchors
+from speculators.algorithms.anchors import anchors_with_predecessor, fill_anchors
 from speculators.algorithms.base import Drafter, DraftSession, Output, StepContext
 from speculators.algorithms.eagle3 import serving
 from speculators.algorithms.eagle3.config import Eagle3Config, TttTokens
@@ -19,7 +19,6 @@ from speculators.algorithms.eagle3.network import Eagle3Network
 from speculators.algorithms.eagle3.resolve import fill_fused
 from speculators.algorithms.eagle3.session import Eagle3Session
 from speculators.algorithms.eagle3.start import copy_layers
-from speculators.algorithms.eagle3.starts import start_candidates
 from speculators.algorithms.metrics import training_metrics
 from speculators.algorithms.noise import noisy
 from speculators.algorithms.objective import labelled, on_grid, skips_unreachable, slot_losses
@@ -120,7 +119,7 @@ class Eagle3Drafter(Eagle3Network, DraftTables, Drafter[Eagle3Config]):
         chains have all their steps this is the mean over each step (specification, section 6).
         """
         row = HostRow.of(batch)
-        starts = start_candidates(row.loss_mask, row.document_ids).nonzero().flatten()
+        starts = anchors_with_predecessor(row.loss_mask, row.document_ids).nonzero().flatten()
         layout = self._layout(row, starts)
         config = self.config
         plan = plan_slots(
@@ -143,7 +142,7 @@ class Eagle3Drafter(Eagle3Network, DraftTables, Drafter[Eagle3Config]):
 
     def start_candidates(self, batch: PackedBatch) -> Bool[Tensor, "sequence"]:
         """Mark response tokens whose predecessor has a state, see `Drafter.start_candidates`."""
-        return start_candidates(batch.loss_mask, batch.document_ids)
+        return anchors_with_predecessor(batch.loss_mask, batch.document_ids)
 
     @torch.no_grad()
     def draft(self, batch: PackedBatch, starts: Int[Tensor, "start"]) -> Int[Tensor, "start draft"]:

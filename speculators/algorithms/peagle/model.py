@@ -9,10 +9,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from speculators.algorithms.anchors import even_anchors, fill_anchors, random_anchors
+from speculators.algorithms.anchors import (
+    anchors_with_predecessor,
+    even_anchors,
+    fill_anchors,
+    random_anchors,
+)
 from speculators.algorithms.base import Drafter, DraftSession, Output, StepContext
 from speculators.algorithms.eagle3.resolve import fill_fused
-from speculators.algorithms.eagle3.starts import start_candidates
 from speculators.algorithms.metrics import training_metrics
 from speculators.algorithms.noise import noisy
 from speculators.algorithms.objective import labelled, on_grid, skips_unreachable, slot_losses
@@ -106,7 +110,7 @@ class PEagleDrafter(PEagleNetwork, DraftTables, Drafter[PEagleConfig]):
     def compute_loss(self, batch: PackedBatch, teacher: VerifierHead, step: StepContext) -> Output:
         """Train on blocks of one packed row, see `Drafter.compute_loss`."""
         config, row = self.config, HostRow.of(batch)
-        candidates = start_candidates(row.loss_mask, row.document_ids)
+        candidates = anchors_with_predecessor(row.loss_mask, row.document_ids)
         if self.training:
             starts = random_anchors(candidates, config.max_anchors, step.generator("anchors"))
         else:
@@ -137,7 +141,7 @@ class PEagleDrafter(PEagleNetwork, DraftTables, Drafter[PEagleConfig]):
 
     def start_candidates(self, batch: PackedBatch) -> Bool[Tensor, "sequence"]:
         """Mark response tokens whose predecessor has a state, see `Drafter.start_candidates`."""
-        return start_candidates(batch.loss_mask, batch.document_ids)
+        return anchors_with_predecessor(batch.loss_mask, batch.document_ids)
 
     @torch.no_grad()
     def draft(self, batch: PackedBatch, starts: Int[Tensor, "start"]) -> Int[Tensor, "start draft"]:
