@@ -4,9 +4,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO := outputs/demo
+VLLM ?= vllm
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check format setup clean
+.PHONY: help demo test test-slow test-vllm check format setup clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -20,6 +21,9 @@ test: $(VENV)/.installed-dev  ## the default tests: no network, no GPU
 
 test-slow: $(VENV)/.installed-dev  ## the tests that take longer than 10 seconds each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
+
+test-vllm: $(VENV)/.installed-dev  ## serve drafters with a real vLLM 0.32: make test-vllm VLLM=.../bin/vllm
+	SPECULATORS_VLLM=$(VLLM) $(BIN)/python -m pytest -m vllm
 
 check: $(VENV)/.installed-dev  ## format, lint, types, layers
 	$(BIN)/ruff format --check .

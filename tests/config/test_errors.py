@@ -8,6 +8,7 @@ import pytest
 
 from speculators.config.checking import check
 from speculators.config.composition import Request, compose
+from speculators.config.discovery import algorithms
 from speculators.errors import ConfigError
 
 BLOCK = "a block holds the anchor and at least one drafted token, so it must be 2 or more"
@@ -84,7 +85,7 @@ EAGLE3 = {
     "ttt_tokens, fc_norm, norm_output, activation_checkpointing",
     "speculator.ttt_steps=0": "must be 1 or more",
     "speculator.ttt_decay=0.0": "must be greater than 0",
-    "speculator.layer_type=gpt2": "must be one of llama, qwen3",
+    "speculator.layer_type=gpt2": "must be one of llama, qwen3, or null",
 }
 
 
@@ -192,7 +193,8 @@ def test_every_value_of_a_sweep_is_checked_before_the_first_run() -> None:
     overrides = ("speculator.block_size=8,1", "speculator=dflash,flash", "optimizer.lr=1e-3,x")
     assert checked(Request("train", overrides, multirun=True)) == [
         f"speculator.block_size=1: {BLOCK}",
-        "speculator=flash: no such choice: did you mean dflash? speculator offers dflash",
+        "speculator=flash: no such choice: did you mean dflash? speculator offers "
+        + ", ".join(algorithms()),
         "optimizer.lr=x: must be a number",
     ]
     check(Request("train", ("training.epochs=range(1,3)", "seed=1"), multirun=True))

@@ -1,0 +1,80 @@
+"""What autograd keeps of an Eagle-3 training step, by number of steps in a chain.
+
+    python benchmarks/chain_memory.py
+
+Bytes of all storages saved between forward and backward, each counted once; and the time of the
+step. Weights of the size of a small verifier, random.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+
+from speculators.algorithms.base import StepContext
+from speculators.algorithms.eagle3.config import Eagle3Config
+from speculators.algorithms.eagle3.model import Eagle3Drafter
+from speculators.config.schema import LossWeights
+from speculators.data.types import PackedBatch
+from speculators.data.vocabulary import DraftVocabulary
+from speculators.testing.toy_verifier import toy_spec
+from speculators.verifier.head import VerifierHead
+
+HIDDEN, VOCAB, TOKENS, ROUNDS = 512, 32000, 512, 3
+
+
+def main() -> None:
+    """Print a table."""
+    torch.set_num_threads(1)
+    print("steps   kept MiB   with checkpointing   ms   ms with checkpointing")
+    for steps in (1, 3, 5, 7):
+        kept, seconds = zip(*(measure(steps, recompute=r) for r in (False, True)), strict=True)
+        mib = [count / 2**20 for count in kept]
+        print(
+            f"{steps:5d} {mib[0]:10.1f} {mib[1]:20.1f} {1e3 * seconds[0]:8.0f} "
+            f"{1e3 * seconds[1]:10.0f}"
+        )
+
+
+def measure(steps: int, *, recompute: bool) -> tuple[int, float]:
+    """Return kept bytes, and the seconds of the fastest of a few training steps."""
+    spec = toy_spec(hidden_size=HIDDEN, vocab_size=VOCAB)
+    g = torch.Generator().manual_seed(0)
+    head = torch.randn(VOCAB, HIDDEN, generator=g) * 0.02
+    config = Eagle3Config(
+        num_layers=1, target_layer_ids=[1, 2, 3], ttt_steps=steps, loss=LossWeights(kl=1.0),
+        activation_checkpointing=recompute,
+    )  # fmt: skip
+    drafter = Eagle3Drafter.build(
+        Eagle3Drafter.resolve(config, spec, []), spec, DraftVocabulary.full(VOCAB),
+        embed_tokens=head, lm_head=head, generator=g,
+    )  # fmt: skip
+    teacher, index = VerifierHead(spec, torch.ones(HIDDEN), head), torch.arange(TOKENS)
+    row = PackedBatch(
+        torch.randint(0, VOCAB, (TOKENS,), generator=g), index >= 16, index * 0, index,
+        torch.randn(TOKENS, 3, HIDDEN, generator=g), torch.randn(TOKENS, HIDDEN, generator=g),
+    )  # fmt: skip
+    storages: dict[int, int] = {}
+    kept: list[Tensor] = []  # alive until the end, so that no address is used twice
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        drafter.compute_loss(row, teacher, StepContext(0, 0))
+    for weights in (head, *drafter.parameters()):
+        storages.pop(weights.untyped_storage().data_ptr(), None)
+    best = float("inf")
+    for _ in range(ROUNDS):
+        begin = time.perf_counter()
+        drafter.compute_loss(row, teacher, StepContext(0, 0)).loss_sum.backward()
+        best = min(best, time.perf_counter() - begin)
+    return sum(storages.values()), best
+
+
+if __name__ == "__main__":
+    main()
