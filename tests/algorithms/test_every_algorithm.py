@@ -113,9 +113,8 @@ def starts_of(drafter: Drafter[Any], batch: PackedBatch) -> torch.Tensor:
 def cut(batch: PackedBatch, keep: list[slice]) -> PackedBatch:
     """Return the parts of a row one after the other."""
     names = ("input_ids", "loss_mask", "document_ids", "position_ids", "aux", "last")
-    return PackedBatch(
-        *(torch.cat([getattr(batch, name)[part] for part in keep]) for name in names)
-    )
+    parts = {name: torch.cat([getattr(batch, name)[part] for part in keep]) for name in names}
+    return replace(batch, **parts)
 
 
 @every

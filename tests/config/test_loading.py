@@ -88,7 +88,8 @@ def edited(tmp_path: Path, old: str, new: str) -> str:
         (
             "name: dflash",
             "name: dflesh",
-            f"speculator.name=dflesh: must be one of {', '.join(algorithms())} did you mean dflash?",
+            f"speculator.name=dflesh: must be one of {', '.join(algorithms())} "
+            "did you mean dflash?",
         ),
         ("block_size: 8", "blocksize: 8", "speculator.blocksize: Key 'blocksize' not in"),
         ("seed: 0", "seed: x", "seed: Value 'x' of type 'str' could not be converted to Integer"),
