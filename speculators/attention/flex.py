@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -10,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+_MOST_SHAPES = 128
 
 
 def flex_block_attention(
@@ -41,6 +44,10 @@ def _heads_first(x: Tensor) -> Tensor:
 def _kernel(device_type: str) -> Callable[..., Tensor]:
     """Return the attention function of a device; compiled once per process and shape."""
     if device_type != "cpu":
+        # Past its limit torch would fall back, silently, to a form that builds the whole grid.
+        # Numbers of blocks, steps of chains and passes without gradient multiply.
+        dynamo = importlib.import_module("torch._dynamo.config")
+        dynamo.recompile_limit = max(dynamo.recompile_limit, _MOST_SHAPES)
         return torch.compile(flex_attention, dynamic=False)
     return _eager
 
