@@ -166,6 +166,18 @@ def test_initial_loss_is_finite_at_any_depth(name: str) -> None:
 
 
 @every
+def test_bfloat16_arithmetic_is_close(name: str) -> None:
+    """What runs on an accelerator: fp32 weights under autocast."""
+    drafter, batch = build(name, num_layers=2).eval(), make_batch()
+    exact = drafter.compute_loss(batch, teacher(), STEP)
+    with torch.autocast("cpu", torch.bfloat16):
+        coarse = drafter.compute_loss(batch, teacher(), STEP)
+    coarse.loss_sum.backward()
+    assert all(p.grad is not None for p in drafter.trainable_parameters().values())
+    torch.testing.assert_close(coarse.loss_sum, exact.loss_sum, rtol=0.05, atol=0.0)
+
+
+@every
 def test_row_without_starts_still_has_gradients(name: str) -> None:
     """Every rank takes the same path, with zero weight."""
     drafter, batch = build(name), make_batch()
