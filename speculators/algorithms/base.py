@@ -2,7 +2,8 @@
 
 An algorithm is a folder `speculators/algorithms/<name>/` with `config.py` (one subclass of
 `SpeculatorConfig`) and `model.py` (one subclass of `Drafter`), plus `conf/speculator/<name>.yaml`.
-It reads no environment, no file and no network.
+It reads no environment, no file and no network. The modules beside this one are parts algorithms
+share; none of them is needed. `docs/adding_an_algorithm.md` has a complete example.
 """
 
 from __future__ import annotations
