@@ -33,11 +33,30 @@ STEPS, PROMPTS, NEW_TOKENS = 120, 24, 96
 READY_SECONDS = 240
 
 
-@pytest.mark.parametrize("size", ["null", "512"], ids=["full", "reduced"])
-@pytest.mark.parametrize("name", ["dflash", "eagle3", "peagle"])
-def test_served_as_measured(name: str, size: str, tmp_path: Path) -> None:
+REDUCED = "speculator.draft_vocab_size=512"
+CHOICES: list[list[str]] = [
+    ["speculator=dflash"],
+    ["speculator=dflash", REDUCED],
+    ["speculator=eagle3"],
+    ["speculator=eagle3", REDUCED],
+    ["speculator=peagle"],
+    ["speculator=peagle", REDUCED],
+    [
+        "speculator=eagle3", "speculator.num_layers=2", "speculator.layer_type=llama",
+        "speculator.norm_before_residual=false", "speculator.norm_output=true",
+        "speculator.norm_before_fc=true", "speculator.target_layer_ids=[1,3,4,5]",
+    ],
+    [
+        "speculator=eagle3", "speculator.sliding_window=16", "speculator.fc_norm=true",
+        "speculator.num_draft_tokens=5",
+    ],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("choices", CHOICES, ids=" ".join)
+def test_served_as_measured(choices: list[str], tmp_path: Path) -> None:
     config = compose("train", [
-        f"speculator={name}", f"speculator.draft_vocab_size={size}", f"output_dir={tmp_path}/run",
+        *choices, f"output_dir={tmp_path}/run",
         f"cache_dir={tmp_path}/cache", f"training.max_steps={STEPS}", "evaluation.enabled=false",
     ])  # fmt: skip
     checkpoint = Path(train.run(config)["checkpoint"])
