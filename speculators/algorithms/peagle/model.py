@@ -71,7 +71,7 @@ class PEagleDrafter(PEagleNetwork, DraftTables, Drafter[PEagleConfig]):
     ) -> PEagleConfig:
         """Fill in what depends on the verifier, see `Drafter.resolve`."""
         filled = fill_fused(config, spec, mask_token_id=unused_token(spec, unused_token_ids))
-        return refuse(filled, spec, mask_problems(filled.mask_token_id, spec))
+        return refuse(filled, spec, mask_problems(filled.mask_token_id, spec, unused_token_ids))
 
     @classmethod
     def build(
