@@ -6,6 +6,7 @@ import importlib
 import warnings
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -46,7 +47,7 @@ def _kernel(device_type: str) -> Callable[..., Tensor]:
     if device_type != "cpu":
         # Past its limit torch would fall back, silently, to a form that builds the whole grid.
         # Numbers of blocks, steps of chains and passes without gradient multiply.
-        dynamo = importlib.import_module("torch._dynamo.config")
+        dynamo: Any = importlib.import_module("torch._dynamo.config")
         dynamo.recompile_limit = max(dynamo.recompile_limit, _MOST_SHAPES)
         return torch.compile(flex_attention, dynamic=False)
     return _eager
