@@ -21,8 +21,8 @@ from plain_dflash import PlainDFlash
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from speculators.algorithms.anchors import anchor_candidates, random_anchors
 from speculators.algorithms.base import StepContext
-from speculators.algorithms.dflash.anchors import anchor_candidates, random_anchors
 from speculators.algorithms.dflash.config import DFlashConfig
 from speculators.algorithms.dflash.loss import slot_weights
 from speculators.algorithms.dflash.model import DFlashDrafter
@@ -79,7 +79,7 @@ def versions(
     anchors = random_anchors(candidates, ANCHORS, STEP.generator("anchors"))
     weights = slot_weights(drafter.config.position_weights, BLOCK, 4.0)
     plain = PlainDFlash(
-        dict(drafter.named_parameters()), drafter.embed_tokens, drafter.lm_head,
+        dict(drafter.named_parameters()), drafter.embed_tokens, drafter.lm_head.weight,
         num_layers=LAYERS, head_dim=64, block_size=BLOCK, mask_token_id=2, rope_theta=1e6, eps=1e-6,
     )  # fmt: skip
 
@@ -146,7 +146,7 @@ def head_peak_bytes(drafter: DFlashDrafter) -> dict[str, int]:
     g = torch.Generator().manual_seed(1)
     slots = ANCHORS * (BLOCK - 1)
     labels = torch.randint(0, VOCAB, (slots,), generator=g)
-    head = drafter.lm_head
+    head = drafter.lm_head.weight
 
     def full(x: Tensor) -> Tensor:
         return torch.nn.functional.cross_entropy(x @ head.T, labels, reduction="none")

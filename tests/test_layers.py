@@ -165,6 +165,38 @@ def test_training_names_no_algorithm() -> None:
             assert not wrong, module
 
 
+def code_words(node: ast.Module) -> Iterator[str]:
+    """Names and texts of a module, docstrings left out."""
+    docs = {
+        id(body[0].value)
+        for child in ast.walk(node)
+        if (body := getattr(child, "body", None))
+        and isinstance(body, list)
+        and isinstance(body[0], ast.Expr)
+    }
+    for child in ast.walk(node):
+        if isinstance(child, ast.Constant) and isinstance(child.value, str):
+            if id(child) not in docs:
+                yield child.value
+        elif isinstance(child, ast.Name):
+            yield child.id
+        elif isinstance(child, ast.Attribute):
+            yield child.attr
+        elif isinstance(child, (ast.FunctionDef, ast.ClassDef)):
+            yield child.name
+
+
+def test_no_code_outside_the_algorithms_names_one() -> None:
+    """A new algorithm is a folder and a YAML file; nothing else may have to learn its name."""
+    names = [path.name for path in (PACKAGE / "algorithms").iterdir() if path.is_dir()]
+    names = [name for name in names if not name.startswith("_")]
+    assert "dflash" in names
+    for module, path in modules().items():
+        if not below(module, ("algorithms",)):
+            words = [word.lower() for word in code_words(tree(path))]
+            assert not [word for word in words if any(name in word for name in names)], module
+
+
 def test_no_circles() -> None:
     done: set[str] = set()
 

@@ -2,7 +2,8 @@
 
 An algorithm is a folder `speculators/algorithms/<name>/` with `config.py` (one subclass of
 `SpeculatorConfig`) and `model.py` (one subclass of `Drafter`), plus `conf/speculator/<name>.yaml`.
-It reads no environment, no file and no network.
+It reads no environment, no file and no network. The modules beside this one are parts algorithms
+share; none of them is needed. `docs/adding_an_algorithm.md` has a complete example.
 """
 
 from __future__ import annotations
@@ -104,12 +105,15 @@ class Drafter(nn.Module, ABC, Generic[ConfigT]):
 
     Attributes:
         speculators_model_type: name of the algorithm in `config.json`.
+        free_serving_keys: keys of `config.json` that a warm start may change: they give no weight
+            its meaning.
         config: typed settings; `target_layer_ids` and the like are resolved, never None.
         spec: sizes of the verifier.
         vocabulary: tokens the drafter can propose.
     """
 
     speculators_model_type: ClassVar[str]
+    free_serving_keys: ClassVar[frozenset[str]] = frozenset()
     config: ConfigT
     spec: VerifierSpec
     vocabulary: DraftVocabulary

@@ -24,12 +24,12 @@ class BlockAttention(Protocol):
 
     def __call__(
         self,
-        q: Float[Tensor, "anchor block head head_dim"],
+        q: Float[Tensor, "anchor query head head_dim"],
         k_context: Float[Tensor, "sequence kv_head head_dim"],
         v_context: Float[Tensor, "sequence kv_head head_dim"],
         k_block: Float[Tensor, "anchor block kv_head head_dim"],
         v_block: Float[Tensor, "anchor block kv_head head_dim"],
-    ) -> Float[Tensor, "anchor block head head_dim"]:
+    ) -> Float[Tensor, "anchor query head head_dim"]:
         """Attend every slot to its context and the slots of its block."""
         ...
 

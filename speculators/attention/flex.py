@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+_MOST_SHAPES = 128
+
 
 def flex_block_attention(
-    q: Float[Tensor, "anchor block head head_dim"],
+    q: Float[Tensor, "anchor query head head_dim"],
     k_context: Float[Tensor, "sequence kv_head head_dim"],
     v_context: Float[Tensor, "sequence kv_head head_dim"],
     k_block: Float[Tensor, "anchor block kv_head head_dim"],
     v_block: Float[Tensor, "anchor block kv_head head_dim"],
     mask: BlockMask,
-) -> Float[Tensor, "anchor block head head_dim"]:
+) -> Float[Tensor, "anchor query head head_dim"]:
     """Attend every slot to its context and its block, scale head_dim^-0.5, grouped queries."""
     keys = torch.cat([k_context, k_block.flatten(0, 1)])
     values = torch.cat([v_context, v_block.flatten(0, 1)])
@@ -41,6 +45,10 @@ def _heads_first(x: Tensor) -> Tensor:
 def _kernel(device_type: str) -> Callable[..., Tensor]:
     """Return the attention function of a device; compiled once per process and shape."""
     if device_type != "cpu":
+        # Past its limit torch would fall back, silently, to a form that builds the whole grid.
+        # Numbers of blocks, steps of chains and passes without gradient multiply.
+        dynamo: Any = importlib.import_module("torch._dynamo.config")
+        dynamo.recompile_limit = max(dynamo.recompile_limit, _MOST_SHAPES)
         return torch.compile(flex_attention, dynamic=False)
     return _eager
 

@@ -38,6 +38,7 @@ class BlockLayout:
         document_ids: document of each token, contiguous runs, -1 at padding.
         position_ids: position of each token in its document, ascending by one.
         block_size: slots per block, the anchor's own included.
+        first_query: slots of a block before this one are keys only; they do not ask.
     """
 
     anchors: Int[Tensor, "anchor"]
@@ -45,6 +46,7 @@ class BlockLayout:
     document_ids: Int[Tensor, "sequence"]
     position_ids: Int[Tensor, "sequence"]
     block_size: int
+    first_query: int = 0
 
     @property
     def num_blocks(self) -> int:
@@ -52,9 +54,19 @@ class BlockLayout:
         return self.anchors.shape[0]
 
     @property
-    def num_queries(self) -> int:
+    def num_slots(self) -> int:
         """Slots of all blocks."""
         return self.num_blocks * self.block_size
+
+    @property
+    def queries_per_block(self) -> int:
+        """Slots of a block that ask."""
+        return self.block_size - self.first_query
+
+    @property
+    def num_queries(self) -> int:
+        """Slots of all blocks that ask."""
+        return self.num_blocks * self.queries_per_block
 
     @property
     def sequence_length(self) -> int:
@@ -82,26 +94,29 @@ class BlockLayout:
 
     def context_bounds(
         self, rule: MaskRule
-    ) -> tuple[Int[Tensor, "anchor block"], Int[Tensor, "anchor"]]:
-        """Return the half-open range of tokens each slot sees: (first per slot, end per block).
+    ) -> tuple[Int[Tensor, "anchor query"], Int[Tensor, "anchor"]]:
+        """Return the half-open range of tokens each query sees: (first per query, end per block).
 
         It is empty (first >= end) for a block without visible context and for filling.
         """
         end = torch.where(self.block_documents() >= 0, self.anchors, 0)
-        first = self.document_starts()[self.anchors][:, None].expand(-1, self.block_size)
+        first = self.document_starts()[self.anchors][:, None].expand(-1, self.queries_per_block)
         if rule.window is not None:
-            slots = torch.arange(self.block_size, device=self.anchors.device)
+            slots = self._asking_slots()
             first = torch.maximum(first, self.anchors[:, None] + slots - rule.window + 1)
         return first, end
 
-    def slot_bounds(self, rule: MaskRule) -> tuple[Int[Tensor, "block"], Int[Tensor, "block"]]:
-        """Return the half-open range of slots of its own block each slot sees: (first, end)."""
-        slot = torch.arange(self.block_size, device=self.anchors.device)
+    def slot_bounds(self, rule: MaskRule) -> tuple[Int[Tensor, "query"], Int[Tensor, "query"]]:
+        """Return the half-open range of slots of its own block each query sees: (first, end)."""
+        slot = self._asking_slots()
         first, end = torch.zeros_like(slot), torch.full_like(slot, self.block_size)
         if rule.window is not None:
             first = (slot - rule.window + 1).clamp(min=0)
             end = (slot + rule.window).clamp(max=self.block_size)
         return first, torch.minimum(end, slot + 1) if rule.causal else end
+
+    def _asking_slots(self) -> Int[Tensor, "query"]:
+        return torch.arange(self.first_query, self.block_size, device=self.anchors.device)
 
     def to(self, device: torch.device | str) -> BlockLayout:
         """Return the layout with every tensor on `device`."""

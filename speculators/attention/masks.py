@@ -35,12 +35,13 @@ def anchored_block_mask(layout: BlockLayout, rule: MaskRule) -> MaskMod:
         are ignored. Queries are numbered block by block; keys as `BlockLayout` says.
     """
     size, length = layout.block_size, layout.sequence_length
+    asking, first = layout.queries_per_block, layout.first_query
     anchors, documents, positions = layout.anchors, layout.document_ids, layout.position_ids
     block_documents = layout.block_documents()
     anchor_positions = positions[anchors]
 
     def mask_mod(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        block, slot = query // size, query % size
+        block, slot = query // asking, first + query % asking
         is_context = key < length
         token = torch.where(is_context, key, 0)
         same_document = documents[token] == block_documents[block]
@@ -58,7 +59,8 @@ def anchored_block_mask(layout: BlockLayout, rule: MaskRule) -> MaskMod:
         return context | own_block
 
     plain = inspect.unwrap(mask_mod)  # FlexAttention traces plain functions, no decorated ones
-    plain.__name__ = f"anchored_blocks_of_{size}_window_{rule.window}_causal_{rule.causal}"
+    asked = f"_from_{first}" if first else ""
+    plain.__name__ = f"anchored_blocks_of_{size}{asked}_window_{rule.window}_causal_{rule.causal}"
     return plain
 
 
@@ -66,6 +68,6 @@ def dense_mask(layout: BlockLayout, rule: MaskRule) -> Bool[Tensor, "query key"]
     """Evaluate the mask on the whole grid. Memory is query x key: for tests and pictures."""
     device = layout.anchors.device
     query = torch.arange(layout.num_queries, device=device)[:, None]
-    key = torch.arange(layout.sequence_length + layout.num_queries, device=device)[None]
+    key = torch.arange(layout.sequence_length + layout.num_slots, device=device)[None]
     zero = torch.zeros((), dtype=torch.int64, device=device)
     return anchored_block_mask(layout, rule)(zero, zero, query, key)

@@ -24,13 +24,13 @@ _KEEP_BYTES = 256 * 2**20
 
 
 def segment_attention(
-    q: Float[Tensor, "anchor block head head_dim"],
+    q: Float[Tensor, "anchor query head head_dim"],
     k_context: Float[Tensor, "sequence kv_head head_dim"],
     v_context: Float[Tensor, "sequence kv_head head_dim"],
     k_block: Float[Tensor, "anchor block kv_head head_dim"],
     v_block: Float[Tensor, "anchor block kv_head head_dim"],
     plan: SegmentPlan,
-) -> Float[Tensor, "anchor block head head_dim"]:
+) -> Float[Tensor, "anchor query head head_dim"]:
     """Attend every slot to its context and its block, scale head_dim^-0.5, grouped queries.
 
     Works in fp32 (or fp64) whatever the inputs; returns the type of `q`.
@@ -135,8 +135,8 @@ def _scores(scaled: Tensor, kc: Tensor, s: Segment) -> Tensor:
 def _add_own_bias(own: Tensor, plan: SegmentPlan) -> None:
     """Mask scores between slots of one block, `kv_head anchor row block`, in place."""
     if plan.own_bias is not None:
-        size = plan.own_bias.shape[0]
-        own.view(*own.shape[:2], size, -1, size).add_(plan.own_bias[:, None])
+        queries, size = plan.own_bias.shape
+        own.view(*own.shape[:2], queries, -1, size).add_(plan.own_bias[:, None])
 
 
 def _score_bytes(q: Tensor, plan: SegmentPlan) -> int:

@@ -59,11 +59,11 @@ class SegmentPlan:
 
     Attributes:
         segments: ascending, disjoint; blocks without context are in none.
-        own_bias: 0 or -inf between slots of one block; None when all see each other.
+        own_bias: 0 or -inf between queries and slots of one block; None when all see each other.
     """
 
     segments: tuple[Segment, ...]
-    own_bias: Float[Tensor, "block block"] | None
+    own_bias: Float[Tensor, "query block"] | None
 
 
 def plan_segments(
@@ -74,13 +74,13 @@ def plan_segments(
     slots_agree = rule.window is None
     if slots_agree:
         first = first[:, :1]
-    groups = _groups(layout.block_documents().tolist(), first, end, layout.block_size)
+    groups = _groups(layout.block_documents().tolist(), first, end, layout.queries_per_block)
     segments = tuple(_segment(i, j, first[i:j], end[i:j], device) for i, j in groups)
-    return SegmentPlan(segments, _own_bias(layout.block_size, rule, device))
+    return SegmentPlan(segments, _own_bias(layout, rule, device))
 
 
 def _groups(
-    documents: list[int], first: Tensor, end: Tensor, block_size: int
+    documents: list[int], first: Tensor, end: Tensor, queries: int
 ) -> list[tuple[int, int]]:
     """Return runs of blocks with context, of one document, and with anchors close together.
 
@@ -88,7 +88,7 @@ def _groups(
     waste, while longer runs amortise the cost of a call.
     """
     starts, ends = first.amin(1).tolist(), end.tolist()
-    max_blocks = max(1, _MAX_SLOTS // block_size)
+    max_blocks = max(1, _MAX_SLOTS // queries)
     groups: list[tuple[int, int]] = []
     open_at = -1
     for i, (document, start, stop) in enumerate(zip(documents, starts, ends, strict=True)):
@@ -127,14 +127,13 @@ def _bias(first: Tensor, end: Tensor, start: int, stop: int) -> Tensor:
     return _as_bias((token >= first[..., None]) & (token < end[:, None, None]))
 
 
-def _own_bias(block_size: int, rule: MaskRule, device: torch.device | str) -> Tensor | None:
+def _own_bias(
+    layout: BlockLayout, rule: MaskRule, device: torch.device | str
+) -> Float[Tensor, "query block"] | None:
     """Return the bias between slots of one block, or None when nothing is hidden."""
-    query, key = torch.arange(block_size)[:, None], torch.arange(block_size)[None]
-    visible = torch.ones(block_size, block_size, dtype=torch.bool)
-    if rule.window is not None:
-        visible &= (query - key).abs() < rule.window
-    if rule.causal:
-        visible &= key <= query
+    first, end = layout.slot_bounds(rule)
+    key = torch.arange(layout.block_size)
+    visible = (key >= first[:, None].cpu()) & (key < end[:, None].cpu())
     return None if bool(visible.all()) else _as_bias(visible).to(device)
 
 

@@ -43,7 +43,7 @@ def block_mask(
         full_tiles.to(device, non_blocking=True),
         BLOCK_SIZE=TILE,
         mask_mod=mask_mod or anchored_block_mask(layout.to(device), rule),
-        seq_lengths=(layout.num_queries, layout.sequence_length + layout.num_queries),
+        seq_lengths=(layout.num_queries, layout.sequence_length + layout.num_slots),
     )
 
 
@@ -58,7 +58,7 @@ def tile_grids(
     ends = torch.cat([end[:, None].expand_as(first).flatten(), (own + own_end).flatten()])
     query_tile = (torch.arange(layout.num_queries) // TILE).repeat(2)
 
-    queries, keys = layout.num_queries, layout.sequence_length + layout.num_queries
+    queries, keys = layout.num_queries, layout.sequence_length + layout.num_slots
     shape = (-(-queries // TILE), -(-keys // TILE))
     empty = ends <= starts
     touched = _count(query_tile, starts // TILE, torch.where(empty, 0, -(-ends // TILE)), shape)

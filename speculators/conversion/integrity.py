@@ -20,6 +20,7 @@ from speculators.errors import CheckpointError
 from speculators.verifier.spec import VerifierSpec
 
 CONFIG_FILE = "config.json"
+TOKENIZER_KEY = "verifier_tokenizer_sha256"
 WEIGHTS_FILE = "model.safetensors"
 _MOST_NAMES = 6
 
@@ -87,6 +88,23 @@ def check_draft_vocabulary(
         raise CheckpointError(
             f"{folder}: draft_vocab_size is {drafted} in {CONFIG_FILE}, but the maps in "
             f"{WEIGHTS_FILE} name {len(vocabulary)} tokens"
+        )
+
+
+def check_tokenizer(
+    folder: Path, config: dict[str, Any], vocabulary: DraftVocabulary, spec: VerifierSpec
+) -> None:
+    """Hold that a reduced draft vocabulary was chosen over the verifier's own tokens.
+
+    Raises:
+        CheckpointError: another tokenizer; every row of the draft head would mean another token.
+    """
+    then, now = config.get(TOKENIZER_KEY), spec.tokenizer_hash
+    if not vocabulary.is_full and then and now and then != now:
+        raise CheckpointError(
+            f"{folder}: its draft vocabulary was chosen over another tokenizer (sha256 "
+            f"{then[:12]}, that of {spec.name_or_path} is {now[:12]}), so its rows mean other "
+            "tokens; choose the verifier it was trained with, or train a new drafter"
         )
 
 

@@ -22,12 +22,14 @@ from speculators.config.schema import AttentionBackend, FloatType
 from speculators.conversion.durable import aside, flush_file, replace_text
 from speculators.conversion.integrity import (
     CONFIG_FILE,
+    TOKENIZER_KEY,
     WEIGHTS_FILE,
     check_complete,
     check_config,
     check_draft_vocabulary,
     check_finite,
     check_names,
+    check_tokenizer,
     check_verifier,
 )
 from speculators.data.vocabulary import DraftVocabulary
@@ -53,6 +55,7 @@ def write_model(folder: Path, drafter: Drafter[Any], dtype: FloatType) -> None:
             file, `config.json` contradicts the drafter, or the folder cannot be written.
     """
     config = drafter.serving_config() | {"dtype": dtype.value}
+    config[TOKENIZER_KEY] = drafter.spec.tokenizer_hash
     tensors = _converted(drafter.saved_tensors(), getattr(torch, dtype.value))
     check_config(folder, config, drafter)
     check_complete(folder / WEIGHTS_FILE, tensors, drafter)
@@ -85,12 +88,13 @@ def read_model(
 
     Raises:
         CheckpointError: files are missing or damaged, tensors are missing, unknown or misshaped,
-            or the checkpoint was made for a verifier of other sizes.
+            or the checkpoint was made for a verifier of other sizes or tokens.
     """
     config = read_serving_config(folder)
     check_verifier(folder, config, spec)
     vocabulary = read_vocabulary(folder, spec.vocab_size)
     check_draft_vocabulary(folder, config, vocabulary)
+    check_tokenizer(folder, config, vocabulary, spec)
     try:
         algorithm = drafter_class(str(config["speculators_model_type"]))
     except ConfigError as error:
@@ -175,8 +179,7 @@ def load_weights(drafter: Drafter[Any], folder: Path) -> None:
     expected = drafter.saved_tensors()
     check_names(path, tensors, expected)
     check_finite(path, tensors)
-    places: dict[str, Tensor] = dict(drafter.named_parameters())
-    places.update(drafter.named_buffers())
+    places = drafter.state_dict(keep_vars=True)
     with torch.no_grad():
         for name, value in tensors.items():
             if name in places:

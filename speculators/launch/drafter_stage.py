@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from speculators.algorithms.base import Drafter, StepContext
 from speculators.algorithms.registry import drafter_class
 from speculators.config.schema import Config, Init, SpeculatorConfig
+from speculators.conversion.integrity import TOKENIZER_KEY, check_tokenizer
 from speculators.conversion.layout import load_weights, read_serving_config, read_vocabulary
 from speculators.data.prepared import PreparedData
 from speculators.errors import ConfigError
@@ -17,15 +18,15 @@ from speculators.launch.verifier_stage import Verifier
 from speculators.launch.vocabulary_stage import choose_vocabulary
 from speculators.verifier.weights import read_layers
 
-# What may change between a checkpoint and the run that starts from it: how long a block is and
-# how the weights are trained or written, but nothing that gives a weight its meaning.
+# What may change between a checkpoint and the run that starts from it, beside the algorithm's own
+# keys: how the weights are trained or written, but nothing that gives a weight its meaning.
 _FREE_KEYS = {
-    "block_size",
     "dtype",
     "speculators_config",
     "speculators_training",
     "speculators_version",
     "transformers_version",
+    TOKENIZER_KEY,  # compared by itself, with the vocabulary
 }
 
 
@@ -48,6 +49,7 @@ def build_drafter(config: Config, verifier: Verifier, data: PreparedData) -> Dra
         vocabulary = choose_vocabulary(settings.draft_vocab_size, verifier, data)
     else:
         vocabulary = read_vocabulary(Path(folder), verifier.spec.vocab_size)
+        check_tokenizer(Path(folder), saved or {}, vocabulary, verifier.spec)
     tables = verifier.tables()
     drafter = algorithm.build(
         settings,
@@ -62,7 +64,8 @@ def build_drafter(config: Config, verifier: Verifier, data: PreparedData) -> Dra
         layers = read_layers(verifier.spec, drafter.copied_layers())
         drafter.start_from_verifier(layers, verifier.head().norm_weight.cpu())
     if folder is not None and saved is not None:
-        problems = list(_differences(saved, drafter.serving_config()))
+        free = _FREE_KEYS | algorithm.free_serving_keys
+        problems = list(_differences(saved, drafter.serving_config(), free))
         if problems:
             raise ConfigError([f"speculator.from_pretrained={folder}: {p}" for p in problems])
         load_weights(drafter, Path(folder))
@@ -85,13 +88,16 @@ def _with_saved(asked: SpeculatorConfig, saved: SpeculatorConfig) -> SpeculatorC
 
 
 def _differences(
-    saved: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
+    saved: Mapping[str, Any],
+    new: Mapping[str, Any],
+    free: Collection[str] = (),
+    prefix: str = "",
 ) -> Iterator[str]:
     for key in sorted(saved.keys() | new.keys()):
         old, now = saved.get(key), new.get(key)
-        if old == now or (not prefix and key in _FREE_KEYS):
+        if old == now or key in free:
             continue
         if isinstance(old, Mapping) and isinstance(now, Mapping):
-            yield from _differences(old, now, f"{prefix}{key}.")
+            yield from _differences(old, now, prefix=f"{prefix}{key}.")
         else:
             yield f"{prefix}{key} is {old} there and {now} here; it cannot change in a warm start"

@@ -15,10 +15,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from speculators.attention.backend import BlockAttention
+from speculators.config.schema import DraftLayersConfig
 from speculators.modules.gemm import Linear
 from speculators.modules.mlp import SwiGLU
 from speculators.modules.norm import RMSNorm
 from speculators.modules.rotary import Rotation, rotate
+from speculators.verifier.spec import VerifierSpec
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,24 @@ class LayerSizes:
     head_dim: int
     rms_norm_eps: float
 
+    @classmethod
+    def of(cls, config: DraftLayersConfig, spec: VerifierSpec) -> LayerSizes:
+        """Return the widths of a draft layer: as configured, else the verifier's."""
+        return cls(
+            spec.hidden_size,
+            config.intermediate_size or spec.intermediate_size,
+            config.num_attention_heads or spec.num_attention_heads,
+            config.num_key_value_heads or spec.num_key_value_heads,
+            config.head_dim or spec.head_dim,
+            spec.rms_norm_eps,
+        )
+
 
 class KeyValue(NamedTuple):
-    """Keys (normed and rotated) and values of the context in one layer."""
+    """Keys (normed and rotated) and values of tokens or slots in one layer."""
 
-    keys: Float[Tensor, "token kv_head head_dim"]
-    values: Float[Tensor, "token kv_head head_dim"]
+    keys: Float[Tensor, "*batch kv_head head_dim"]
+    values: Float[Tensor, "*batch kv_head head_dim"]
 
 
 @dataclass(frozen=True)
@@ -79,22 +93,35 @@ class InjectedAttention(nn.Module):
 
     Args:
         sizes: widths of the layer.
+        input_size: width of what is projected; None: the hidden size.
+        head_norms: norm queries and keys (Qwen3), or not (Llama).
     """
 
-    def __init__(self, sizes: LayerSizes) -> None:
+    def __init__(
+        self, sizes: LayerSizes, *, input_size: int | None = None, head_norms: bool = True
+    ) -> None:
         super().__init__()
+        width = input_size or sizes.hidden_size
         self.head_dim = sizes.head_dim
         q_size = sizes.num_attention_heads * sizes.head_dim
         kv_size = sizes.num_key_value_heads * sizes.head_dim
-        self.q_proj = Linear(sizes.hidden_size, q_size)
-        self.k_proj = Linear(sizes.hidden_size, kv_size)
-        self.v_proj = Linear(sizes.hidden_size, kv_size)
+        self.q_proj = Linear(width, q_size)
+        self.k_proj = Linear(width, kv_size)
+        self.v_proj = Linear(width, kv_size)
         self.o_proj = Linear(q_size, sizes.hidden_size)
-        self.q_norm = RMSNorm(sizes.head_dim, sizes.rms_norm_eps)
-        self.k_norm = RMSNorm(sizes.head_dim, sizes.rms_norm_eps)
+        self.q_norm, self.k_norm = (
+            RMSNorm(sizes.head_dim, sizes.rms_norm_eps) if head_norms else nn.Identity()
+            for _ in range(2)
+        )
 
-    def context(self, c: Float[Tensor, "token hidden"], by: Rotation) -> KeyValue:
-        """Return keys and values of the context."""
+    def queries(
+        self, u: Float[Tensor, "*batch width"], by: Rotation
+    ) -> Float[Tensor, "*batch head head_dim"]:
+        """Return queries, normed and rotated."""
+        return rotate(self.q_norm(self._heads(self.q_proj(u))), by)
+
+    def context(self, c: Float[Tensor, "*batch width"], by: Rotation) -> KeyValue:
+        """Return keys and values, normed and rotated."""
         keys = self.k_norm(self._heads(self.k_proj(c)))
         return KeyValue(rotate(keys, by), self._heads(self.v_proj(c)))
 

@@ -1,4 +1,4 @@
-"""Which verifier layers a drafter reads: default rules and their check. Imports no torch.
+"""Which verifier layers a drafter can read: the check of any algorithm's rule. Imports no torch.
 
 Ids are extraction ids everywhere: id i is the residual stream entering layer i (0: embeddings).
 Id L, the stream after the last of L layers, is captured beside them for the teacher and is never
@@ -8,33 +8,6 @@ part of a drafter's list (hidden-states specification, section 1).
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-
-def dflash_layer_ids(num_layers: int, count: int) -> tuple[int, ...]:
-    """Return DFlash's default target layers, ascending.
-
-    DFlash specification, section 13: `count` layers from the second to the fourth last. Verifiers
-    too shallow for `count` distinct layers of that rule get them spread over all their layers,
-    at most L - 1 of them.
-
-    Args:
-        num_layers: decoder layers of the verifier [L].
-        count: layers wanted [A].
-    """
-    if count == 1:
-        return (num_layers // 2 + 1,) if num_layers > 2 else (num_layers - 1,)
-    ids = tuple(round(1 + i * (num_layers - 4) / (count - 1)) + 1 for i in range(count))
-    return ids if _usable(ids, num_layers) else _spread(num_layers, count)
-
-
-def eagle3_layer_ids(num_layers: int) -> tuple[int, ...]:
-    """Return Eagle-3's default target layers (2, L // 2, L - 3), ascending.
-
-    DFlash specification, section 13, last column. Verifiers of less than 8 layers, where these
-    do not ascend, get three layers spread over all of them.
-    """
-    ids = (2, num_layers // 2, num_layers - 3)
-    return ids if _usable(ids, num_layers) else _spread(num_layers, 3)
 
 
 def check_layer_ids(layer_ids: Sequence[int], num_layers: int) -> str | None:
@@ -57,13 +30,16 @@ def check_layer_ids(layer_ids: Sequence[int], num_layers: int) -> str | None:
     return None
 
 
-def _usable(ids: tuple[int, ...], num_layers: int) -> bool:
-    return check_layer_ids(ids, num_layers) is None
+def usable_or_spread(layer_ids: tuple[int, ...], num_layers: int) -> tuple[int, ...]:
+    """Return what an algorithm's rule gave, or as many layers spread where it gave no usable ones.
 
-
-def _spread(num_layers: int, count: int) -> tuple[int, ...]:
-    """Return `count` ids evenly over 1..L-1, fewer where there are not so many."""
-    count = min(count, num_layers - 1)
+    Args:
+        layer_ids: what the rule gave.
+        num_layers: decoder layers of the verifier; a shallow one breaks most rules.
+    """
+    if check_layer_ids(layer_ids, num_layers) is None:
+        return layer_ids
+    count = min(len(layer_ids), num_layers - 1)
     if count < 2:
         return (num_layers // 2,)
     return tuple(1 + round(i * (num_layers - 2) / (count - 1)) for i in range(count))

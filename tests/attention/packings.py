@@ -18,7 +18,9 @@ RULES = (
 
 
 def random_layout(seed: int, *, max_tokens: int = 120, max_block: int = 9) -> BlockLayout:
-    """Return documents of random lengths, padding, random anchors (also at the ends), filling."""
+    """Return documents of random lengths, padding, random anchors (also at the ends), filling.
+
+    With odd seeds the first slots of a block are keys only."""
     g = torch.Generator().manual_seed(seed)
 
     def draw(low: int, high: int) -> int:
@@ -35,12 +37,14 @@ def random_layout(seed: int, *, max_tokens: int = 120, max_block: int = 9) -> Bl
     count = draw(0, len(documents) + 1)
     anchors = torch.randperm(len(documents), generator=g)[:count].sort().values
     filling = draw(0 if count else 1, 4)
+    first_query = draw(0, size) if seed % 2 else 0
     return BlockLayout(
         torch.cat([anchors, torch.zeros(filling, dtype=torch.int64)]),
         count,
         torch.tensor(documents + [-1] * padding),
         torch.tensor(positions + [0] * padding),
         size,
+        first_query,
     )
 
 
@@ -49,10 +53,10 @@ def oracle_mask(layout: BlockLayout, rule: MaskRule) -> Tensor:
     documents, positions = layout.document_ids.tolist(), layout.position_ids.tolist()
     length, size = len(documents), layout.block_size
     window = rule.window or 10**9
-    mask = torch.zeros(layout.num_queries, length + layout.num_queries, dtype=torch.bool)
+    mask = torch.zeros(layout.num_queries, length + layout.num_slots, dtype=torch.bool)
     for j, a in enumerate(layout.anchors.tolist()):
-        for k in range(size):
-            row = mask[j * size + k]
+        for query, k in enumerate(range(layout.first_query, size)):
+            row = mask[j * layout.queries_per_block + query]
             if j < layout.num_valid:
                 for p in range(a):
                     near = positions[a] + k - positions[p] < window
@@ -88,6 +92,7 @@ def random_inputs(
         return torch.randn(*shape, dim, generator=g, dtype=dtype).requires_grad_()
 
     blocks, length = (layout.num_blocks, layout.block_size), layout.sequence_length
+    queries = (layout.num_blocks, layout.queries_per_block)
     context = [draw(length, kv_heads) for _ in range(2)]
     own = [draw(*blocks, kv_heads) for _ in range(2)]
-    return draw(*blocks, heads), context[0], context[1], own[0], own[1]
+    return draw(*queries, heads), context[0], context[1], own[0], own[1]

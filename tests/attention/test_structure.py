@@ -16,7 +16,7 @@ LISTS = ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices",
 
 
 def evaluated(layout: BlockLayout, rule: MaskRule) -> BlockMask:
-    keys = layout.sequence_length + layout.num_queries
+    keys = layout.sequence_length + layout.num_slots
     mask_mod = anchored_block_mask(layout, rule)
     return create_block_mask(mask_mod, None, None, layout.num_queries, keys, device="cpu")
 

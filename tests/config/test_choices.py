@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from speculators.algorithms.dflash.config import CeLabels, DFlashConfig, Normalization
+from speculators.algorithms.dflash.config import DFlashConfig, Normalization
 from speculators.config.composition import compose
 from speculators.config.folder import HIDDEN_GROUPS, config_folder, file_comment, group_choices
-from speculators.config.schema import Config, HiddenStatesMode, MuonConfig, ScheduleName
+from speculators.config.schema import CeLabels, Config, HiddenStatesMode, MuonConfig, ScheduleName
 
 # What a choice cannot know and a user has to say.
 NEEDED = {
@@ -31,7 +31,13 @@ def dflash(config: Config) -> DFlashConfig:
 def rounds() -> list[list[str]]:
     """As few command lines as name every choice of every group once."""
     groups = [[f"{group}={name}" for name in names] for group, names in group_choices().items()]
-    return [[choice for choice in row if choice] for row in zip_longest(*groups)]
+    return [_fitting([choice for choice in row if choice]) for row in zip_longest(*groups)]
+
+
+def _fitting(row: list[str]) -> list[str]:
+    """Let an experiment, which sets keys of one algorithm, choose that algorithm itself."""
+    fixed = any(choice.startswith("experiment=") for choice in row)
+    return [choice for choice in row if not (fixed and choice.startswith("speculator="))]
 
 
 @pytest.mark.parametrize("choices", rounds(), ids=" ".join)
@@ -44,6 +50,15 @@ def test_every_choice_composes(choices: list[str]) -> None:
         if hasattr(config, group):
             chosen = getattr(config, group).name
             assert getattr(chosen, "name", chosen) == name
+
+
+@pytest.mark.parametrize("name", group_choices()["speculator"])
+@pytest.mark.parametrize("verifier", ["tiny", "qwen3_8b", "llama3_1_8b"])
+def test_every_speculator_composes_with_a_small_and_a_large_verifier(
+    name: str, verifier: str
+) -> None:
+    config = compose("train", [f"speculator={name}", f"verifier={verifier}"])
+    assert (config.speculator.name, config.verifier.name) == (name, verifier)
 
 
 def test_prepare_composes_what_train_composes() -> None:

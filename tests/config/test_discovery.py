@@ -70,7 +70,8 @@ def test_an_installed_package_is_found_with_its_schema_and_yaml(tmp_path: Path) 
     assert wrong.returncode == 2
     assert wrong.stderr.startswith("error: speculator.max_anchors=5: no such key: speculator has")
     assert (
-        "  speculator       dflash  foo\n" in speculators("train", "--help", path=tmp_path).stdout
+        "  speculator       dflash  dspark  eagle3  foo  peagle\n"
+        in speculators("train", "--help", path=tmp_path).stdout
     )
 
 

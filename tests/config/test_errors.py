@@ -8,6 +8,7 @@ import pytest
 
 from speculators.config.checking import check
 from speculators.config.composition import Request, compose
+from speculators.config.discovery import algorithms
 from speculators.errors import ConfigError
 
 BLOCK = "a block holds the anchor and at least one drafted token, so it must be 2 or more"
@@ -74,6 +75,42 @@ OTHERS = {
     "speculator.target_layer_ids=[1, 1]": "an id stands twice: ids must be distinct",
     "optimizer.name=x": "names the schema: choose with optimizer=adamw|muon",
 }
+
+
+EAGLE3 = {
+    "speculator.block_size=8": "no such key: speculator has name, num_layers, target_layer_ids, "
+    "draft_vocab_size, init, from_pretrained, loss, ce_labels, input_noise, sliding_window, "
+    "num_attention_heads, num_key_value_heads, head_dim, intermediate_size, layer_type, "
+    "norm_before_residual, norm_before_fc, train_lm_head, num_draft_tokens, ttt_steps, ttt_decay, "
+    "ttt_tokens, fc_norm, norm_output, activation_checkpointing",
+    "speculator.ttt_steps=0": "must be 1 or more",
+    "speculator.ttt_decay=0.0": "must be greater than 0",
+    "speculator.layer_type=gpt2": "must be one of llama, qwen3, or null",
+}
+
+
+def test_mistakes_with_another_algorithm() -> None:
+    """Keys of one algorithm are not those of another; its values have ranges of their own."""
+    found = problems("speculator=eagle3", "speculator.num_draft_tokens=3", *EAGLE3)
+    assert sorted(found) == sorted(f"{o}: {text}" for o, text in EAGLE3.items())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (
+            ["speculator.fc_norm=true", "speculator.norm_before_fc=true"],
+            "speculator.fc_norm=true: excludes norm_before_fc: choose one of the two",
+        ),
+        (
+            ["speculator.sliding_window=64", "speculator.layer_type=llama"],
+            "speculator.sliding_window=64: the serving engine honours windows only in qwen3 "
+            "layers: set layer_type=qwen3",
+        ),
+    ],
+)
+def test_eagle3_settings_that_exclude_each_other(overrides: list[str], line: str) -> None:
+    assert problems("speculator=eagle3", *overrides) == [line]
 
 
 @pytest.mark.parametrize("mistakes", [KEYS_AND_TYPES, CHOICES, VALUES, OTHERS])
@@ -165,7 +202,8 @@ def test_every_value_of_a_sweep_is_checked_before_the_first_run() -> None:
     overrides = ("speculator.block_size=8,1", "speculator=dflash,flash", "optimizer.lr=1e-3,x")
     assert checked(Request("train", overrides, multirun=True)) == [
         f"speculator.block_size=1: {BLOCK}",
-        "speculator=flash: no such choice: did you mean dflash? speculator offers dflash",
+        "speculator=flash: no such choice: did you mean dflash? speculator offers "
+        + ", ".join(algorithms()),
         "optimizer.lr=x: must be a number",
     ]
     check(Request("train", ("training.epochs=range(1,3)", "seed=1"), multirun=True))

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from speculators.config.composition import Request, compose, compose_untyped
+from speculators.config.discovery import algorithms
 from speculators.config.loading import load_run_config, run_file, to_yaml
 from speculators.errors import ConfigError
 
@@ -87,7 +88,8 @@ def edited(tmp_path: Path, old: str, new: str) -> str:
         (
             "name: dflash",
             "name: dflesh",
-            "speculator.name=dflesh: must be one of dflash did you mean dflash?",
+            f"speculator.name=dflesh: must be one of {', '.join(algorithms())} "
+            "did you mean dflash?",
         ),
         ("block_size: 8", "blocksize: 8", "speculator.blocksize: Key 'blocksize' not in"),
         ("seed: 0", "seed: x", "seed: Value 'x' of type 'str' could not be converted to Integer"),

@@ -304,3 +304,18 @@ def test_a_configuration_that_contradicts_the_drafter_is_not_written(
     monkeypatch.setattr(drafter, "serving_config", lambda: config)
     assert message in refused(lambda: write_model(tmp_path / "m", drafter, FloatType.float32))
     assert not (tmp_path / "m").exists()
+
+
+def test_draft_vocabulary_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
+    write_model(tmp_path, toy_drafter(REDUCED), FloatType.float32)
+    now, other = SPEC.tokenizer_hash or "a" * 64, "b" * 64
+    edit_config(tmp_path, lambda config: config.update(verifier_tokenizer_sha256=other))
+    spec = dataclasses.replace(SPEC, tokenizer_hash=now)
+    assert refused(lambda: read(tmp_path, spec)) == (
+        f"{tmp_path}: its draft vocabulary was chosen over another tokenizer (sha256 "
+        f"bbbbbbbbbbbb, that of {spec.name_or_path} is {now[:12]}), so its rows mean other "
+        "tokens; choose the verifier it was trained with, or train a new drafter"
+    )
+    write_model(tmp_path, toy_drafter(DraftVocabulary.full(SPEC.vocab_size)), FloatType.float32)
+    edit_config(tmp_path, lambda config: config.update(verifier_tokenizer_sha256=other))
+    read(tmp_path, spec)  # every token can be drafted: there is no map to misread

@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
 from speculators.config.schema.problem import Problem, at_least, between, positive
-from speculators.config.schema.speculator import LossWeights, SpeculatorConfig
-
-
-class CeLabels(Enum):
-    """What the cross-entropy term calls right."""
-
-    data = "data"
-    verifier = "verifier"
+from speculators.config.schema.speculator import DraftLayersConfig
 
 
 class PositionWeights(Enum):
@@ -40,7 +33,7 @@ class AnchorStrategy(Enum):
 
 
 @dataclass
-class DFlashConfig(SpeculatorConfig):
+class DFlashConfig(DraftLayersConfig):
     """Block diffusion drafter: one non-causal pass drafts a block after an anchor."""
 
     name: str = "dflash"
@@ -52,10 +45,6 @@ class DFlashConfig(SpeculatorConfig):
     """random: without replacement over all candidates; walk: where decoding would start blocks."""
     mask_token_id: int | None = None
     """Embedding row of the slots to be filled; null finds an unused one and prints it."""
-    loss: LossWeights = field(default_factory=LossWeights)
-    """Terms and weights."""
-    ce_labels: CeLabels = CeLabels.data
-    """ce against the token in the data, or against the verifier's most likely draftable token."""
     position_weights: PositionWeights = PositionWeights.exp
     """exp: exp(-(k-1)/gamma); uniform; dpace: by what still depends on a slot
     (arXiv:2605.18810)."""
@@ -65,22 +54,10 @@ class DFlashConfig(SpeculatorConfig):
     """Smoothing of dpace."""
     normalization: Normalization = Normalization.weights
     """Divide by the sum of weights, or by the number of supervised slots."""
-    input_noise: float = 0.0
-    """Half-width of uniform noise on the drafter's input states while training."""
-    sliding_window: int | None = None
-    """Window of sliding layers, in tokens; null: no layer slides."""
     num_sliding_layers: int | None = None
     """The first n layers slide; null: all of them when a window is given."""
     sliding_causal: bool = False
     """Slots of sliding layers see only earlier slots. Only servable when every layer slides."""
-    num_attention_heads: int | None = None
-    """null: the verifier's."""
-    num_key_value_heads: int | None = None
-    """null: the verifier's."""
-    head_dim: int | None = None
-    """null: the verifier's."""
-    intermediate_size: int | None = None
-    """MLP width; null: the verifier's."""
 
     def problems(self) -> Iterator[Problem]:
         """Check block, window and loss settings."""
@@ -94,8 +71,6 @@ class DFlashConfig(SpeculatorConfig):
         yield from at_least(self, "max_anchors", 1)
         yield from positive(self, "loss_decay_gamma")
         yield from between(self, "dpace_alpha", 0, 1)
-        yield from at_least(self, "input_noise", 0)
-        yield from at_least(self, "sliding_window", 1)
         yield from at_least(self, "mask_token_id", 0)
         if self.position_weights is PositionWeights.dpace and "ce" not in self.loss.active():
             yield Problem("loss.ce", self.loss.ce, "dpace weights are made from ce: set it above 0")

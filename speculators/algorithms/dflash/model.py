@@ -7,39 +7,35 @@ from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from speculators.algorithms.base import Drafter, DraftSession, Output, StepContext
-from speculators.algorithms.dflash import resolve as resolving
-from speculators.algorithms.dflash import serving
-from speculators.algorithms.dflash.anchors import (
+from speculators.algorithms.anchors import (
     anchor_candidates,
     even_anchors,
     fill_anchors,
     random_anchors,
     walk_anchors,
 )
-from speculators.algorithms.dflash.config import (
-    AnchorStrategy,
-    CeLabels,
-    DFlashConfig,
-    PositionWeights,
-)
+from speculators.algorithms.base import Drafter, DraftSession, Output, Proposal, StepContext
+from speculators.algorithms.dflash import resolve as resolving
+from speculators.algorithms.dflash import serving
+from speculators.algorithms.dflash.config import AnchorStrategy, DFlashConfig, PositionWeights
 from speculators.algorithms.dflash.loss import divisor, dpace_weights, slot_weights
-from speculators.algorithms.dflash.metrics import training_metrics
 from speculators.algorithms.dflash.network import DFlashNetwork
 from speculators.algorithms.dflash.session import DFlashSession
-from speculators.algorithms.dflash.slots import HostRow, SlotPlan, plan_slots
 from speculators.algorithms.dflash.start import copy_layers
+from speculators.algorithms.metrics import training_metrics
+from speculators.algorithms.noise import noisy
+from speculators.algorithms.objective import labelled, on_grid, skips_unreachable, slot_losses
+from speculators.algorithms.slots import HostRow, SlotPlan, plan_slots
+from speculators.algorithms.tables import DraftTables
 from speculators.attention.backend import prepare_attention
 from speculators.attention.layout import BlockLayout, MaskRule
 from speculators.config.schema import AttentionBackend
 from speculators.data.types import PackedBatch
 from speculators.data.vocabulary import DraftVocabulary
-from speculators.modules.chunked_head import ChunkedLoss, Teacher, chunked_head_loss
+from speculators.modules.chunked_head import ChunkedLoss
 from speculators.modules.decoder import LayerSizes
-from speculators.modules.divergences import needs_verifier
-from speculators.modules.partition import top_tokens
 from speculators.verifier.head import VerifierHead
 from speculators.verifier.spec import VerifierSpec
 
@@ -47,25 +43,20 @@ _DRAFT_SLOTS = 4096
 _CONTEXT_MULTIPLE = 64
 
 
-class DFlashDrafter(DFlashNetwork, Drafter[DFlashConfig]):
+class DFlashDrafter(DFlashNetwork, DraftTables, Drafter[DFlashConfig]):
     """Drafts a block in one pass: [newest token, MASK, ...] over the verifier's earlier states.
-
-    Embedding and head are the verifier's, frozen, in the number format they come in; give them in
-    the format of the arithmetic (fp32 on a CPU, bf16 on a GPU) to save a conversion per step.
 
     Args:
         config: resolved settings.
         spec: the verifier.
         vocabulary: tokens that can be drafted.
         embed_tokens: the verifier's embedding, shared.
-        lm_head: rows of the verifier's head in the order of the draft vocabulary.
+        lm_head: the verifier's head.
         attention: backend.
     """
 
     speculators_model_type: ClassVar[str] = "dflash"
-    embed_tokens: Tensor
-    lm_head: Tensor
-    token_ids: Tensor
+    free_serving_keys: ClassVar[frozenset[str]] = frozenset({"block_size"})
 
     def __init__(
         self,
@@ -74,20 +65,16 @@ class DFlashDrafter(DFlashNetwork, Drafter[DFlashConfig]):
         vocabulary: DraftVocabulary,
         *,
         embed_tokens: Float[Tensor, "vocab hidden"],
-        lm_head: Float[Tensor, "draft_vocab hidden"],
+        lm_head: Float[Tensor, "vocab hidden"],
         attention: AttentionBackend,
     ) -> None:
         sliding = config.num_sliding_layers or 0
         rules = [MaskRule(config.sliding_window, config.sliding_causal)] * sliding
         rules += [MaskRule()] * (config.num_layers - sliding)
         states = len(config.target_layer_ids or ())
-        super().__init__(_sizes(config, spec), states, rules, spec.rope_parameters)
-        self.config, self.spec, self.vocabulary = config, spec, vocabulary
-        self.attention = attention
-        self.register_buffer("embed_tokens", embed_tokens, persistent=False)
-        self.register_buffer("lm_head", lm_head, persistent=False)
-        self.register_buffer("token_ids", vocabulary.ids, persistent=False)
-        self._draft_ids = None if vocabulary.is_full else vocabulary.draft_ids()
+        super().__init__(LayerSizes.of(config, spec), states, rules, spec.rope_parameters)
+        self.config, self.spec, self.attention = config, spec, attention
+        self.add_tables(vocabulary, embed_tokens, lm_head)
 
     @classmethod
     def resolve(
@@ -109,13 +96,12 @@ class DFlashDrafter(DFlashNetwork, Drafter[DFlashConfig]):
         attention: AttentionBackend = AttentionBackend.auto,
     ) -> DFlashDrafter:
         """Build an untrained drafter, see `Drafter.build`."""
-        head = lm_head if vocabulary.is_full else lm_head[vocabulary.ids.to(lm_head.device)]
         drafter = cls(
             config,
             spec,
             vocabulary,
             embed_tokens=embed_tokens,
-            lm_head=head,
+            lm_head=lm_head,
             attention=attention,
         )
         drafter.initialize(generator)
@@ -148,18 +134,13 @@ class DFlashDrafter(DFlashNetwork, Drafter[DFlashConfig]):
         """
         row = HostRow.of(batch)
         layout = self._layout(row, self._choose_anchors(batch, row, step))
-        against_verifier = self.config.ce_labels is CeLabels.verifier
-        weights = self.config.loss.active()
         plan = plan_slots(
-            row,
-            layout,
-            self._draft_ids,
-            skip_unreachable=not (against_verifier or needs_verifier(weights)),
+            row, layout, self.draft_ids, skip_unreachable=skips_unreachable(self.config)
         )
         states = batch.aux[: layout.sequence_length]
-        hidden = self._hidden(self._noisy(states, step), batch.input_ids, layout, plan.flat)
-        loss = self._loss(hidden, batch, teacher, plan)
-        return self._output(loss, plan)
+        states = noisy(states, self.config.input_noise if self.training else 0.0, step)
+        hidden = self._hidden(states, batch.input_ids, layout, plan.flat)
+        return self.train_slots(hidden, batch, teacher, plan, layout)
 
     def start_candidates(self, batch: PackedBatch) -> Bool[Tensor, "sequence"]:
         """Mark the tokens that can be anchors, see `Drafter.start_candidates`."""
@@ -176,9 +157,30 @@ class DFlashDrafter(DFlashNetwork, Drafter[DFlashConfig]):
             keep = torch.arange(len(chunk) * size).view(-1, size)[:, 1:].flatten()
             states = batch.aux[: layout.sequence_length]
             hidden = self._hidden(states, batch.input_ids, layout, keep)
-            tokens = top_tokens(hidden.to(self.lm_head.dtype), self.lm_head)
-            drafted.append(self.token_ids[tokens].view(len(chunk), size - 1))
+            newest = batch.input_ids[chunk.to(batch.input_ids.device)]
+            drafted.append(self.choose(hidden.view(len(chunk), size - 1, hidden.shape[1]), newest))
         return torch.cat(drafted)
+
+    def choose(
+        self, hidden: Float[Tensor, "start draft hidden"], newest: Int[Tensor, "start"]
+    ) -> Int[Tensor, "start draft"]:
+        """Return the verifier tokens drafted greedily from the slots' states.
+
+        Args:
+            hidden: input of the head at slots 1 to K.
+            newest: token each block starts from, its slot 0.
+        """
+        return self.most_likely(hidden.flatten(0, 1)).view(hidden.shape[:2])
+
+    def propose(
+        self,
+        hidden: Float[Tensor, "draft hidden"],
+        newest: Int[Tensor, ""],
+        temperature: float,
+        generator: torch.Generator | None,
+    ) -> Proposal:
+        """Draft one block from its slots' states, see `DraftSession.propose`."""
+        return self.draw(self.logits(hidden), temperature, generator)
 
     def new_session(self) -> DraftSession:
         """Start drafting along one sequence, see `Drafter.new_session`."""
@@ -194,15 +196,8 @@ class DFlashDrafter(DFlashNetwork, Drafter[DFlashConfig]):
         return serving.config_from_serving(config)
 
     def saved_tensors(self) -> dict[str, Tensor]:
-        """Return the trained weights, and head and maps where the vocabulary is reduced.
-
-        The embedding is left out: the engine shares the verifier's.
-        """
-        tensors = {name: p.detach() for name, p in self.named_parameters()}
-        if not self.vocabulary.is_full:
-            tensors["lm_head.weight"] = self.lm_head
-            tensors["d2t"], tensors["t2d"] = self.vocabulary.d2t, self.vocabulary.t2d
-        return tensors
+        """Return the trained weights, and head and maps where the vocabulary is reduced."""
+        return {name: p.detach() for name, p in self.named_parameters()} | self.saved_tables()
 
     def _choose_anchors(
         self, batch: PackedBatch, row: HostRow, step: StepContext
@@ -232,7 +227,7 @@ class DFlashDrafter(DFlashNetwork, Drafter[DFlashConfig]):
 
     def _layout(self, row: HostRow, anchors: Int[Tensor, "anchor"]) -> BlockLayout:
         """Return the blocks, filled up; on a CPU the row ends where nothing is visible any more."""
-        device = self.lm_head.device
+        device = self.lm_head.weight.device
         size, length = self.config.block_size, len(row.document_ids)
         filled = fill_anchors(
             anchors, self.config.max_anchors, size, on_accelerator=device.type != "cpu"
@@ -243,14 +238,6 @@ class DFlashDrafter(DFlashNetwork, Drafter[DFlashConfig]):
         return BlockLayout(
             filled, len(anchors), row.document_ids[:length], row.position_ids[:length], size
         )
-
-    def _noisy(self, states: Tensor, step: StepContext) -> Tensor:
-        width = self.config.input_noise
-        if not self.training or width == 0:
-            return states
-        seed = step.generator("noise").initial_seed()
-        generator = torch.Generator(states.device).manual_seed(seed)
-        return states + torch.empty_like(states).uniform_(-width, width, generator=generator)
 
     def _hidden(
         self,
@@ -268,7 +255,7 @@ class DFlashDrafter(DFlashNetwork, Drafter[DFlashConfig]):
         }
         here = layout.to(device)
         return self.run(
-            nn.functional.embedding(input_ids[here.anchors], self.embed_tokens),
+            self.embed(input_ids[here.anchors]),
             self.mask_embedding,
             here.slot_positions(),
             self.encode(states, here.position_ids),
@@ -281,62 +268,45 @@ class DFlashDrafter(DFlashNetwork, Drafter[DFlashConfig]):
         """Embedding of every slot but the first."""
         return self.embed_tokens[self.config.mask_token_id or 0]
 
-    def _loss(
-        self, hidden: Tensor, batch: PackedBatch, teacher: VerifierHead, plan: SlotPlan
-    ) -> ChunkedLoss:
-        weights = self.config.loss.active()
-        targets = plan.labels.to(hidden.device, non_blocking=True)
-        opinion, labels = None, targets
-        against_verifier = "ce" in weights and self.config.ce_labels is CeLabels.verifier
-        if needs_verifier(weights) or against_verifier:
-            opinion = self._teacher(batch, teacher, plan)
-        if against_verifier and opinion is not None:
-            states = opinion.states.to(opinion.head.dtype)
-            labels = top_tokens(states, opinion.head)[plan.index.to(hidden.device)]
-        return chunked_head_loss(
-            hidden, self.lm_head, weights, labels=labels, targets=targets, teacher=opinion
-        )
+    def train_slots(
+        self,
+        hidden: Float[Tensor, "slot hidden"],
+        batch: PackedBatch,
+        teacher: VerifierHead,
+        plan: SlotPlan,
+        layout: BlockLayout,
+    ) -> Output:
+        """Compare the slots' states with the data and the verifier.
 
-    @torch.no_grad()
-    def _teacher(self, batch: PackedBatch, teacher: VerifierHead, plan: SlotPlan) -> Teacher:
-        states = teacher.normed(batch.last[plan.bases.to(batch.last.device)])
-        # Over a reduced vocabulary the draft's frozen rows are the verifier's own.
-        head = teacher.lm_head if self.vocabulary.is_full else self.lm_head
-        return Teacher(states, head, plan.index, self.spec.logit_softcap)
+        Args:
+            hidden: input of the head at the slots of `plan`.
+            batch: the packed row.
+            teacher: the verifier's norm and head.
+            plan: the slots.
+            layout: the blocks they belong to.
+        """
+        rows = self.lm_head.weight
+        loss = slot_losses(hidden, rows, plan, batch, teacher, self.config, rows=rows)
+        return self.weighted(loss, plan)
 
-    def _output(self, loss: ChunkedLoss, plan: SlotPlan) -> Output:
+    def weighted(self, loss: ChunkedLoss, plan: SlotPlan) -> Output:
+        """Sum the losses of slots with their weights, and count."""
         device, config = loss.loss.device, self.config
         flat = plan.flat.to(device, non_blocking=True)
         supervised = plan.supervised.to(device, non_blocking=True)
-        labelled = (plan.labels >= 0).to(device, non_blocking=True)
-        if config.ce_labels is CeLabels.verifier:
-            labelled = torch.ones_like(labelled)
-        size = config.block_size
+        known = labelled(plan, config, device)
         if config.position_weights is PositionWeights.dpace:
-            ce = _on_grid(loss.terms["ce"], flat, supervised)
-            trained = _on_grid(labelled, flat, supervised)
+            ce, trained = (on_grid(v, flat, supervised) for v in (loss.terms["ce"], known))
             weights = dpace_weights(ce, trained, config.dpace_alpha).flatten()[flat]
         else:
-            gamma = config.loss_decay_gamma or 1.0
-            weights = slot_weights(config.position_weights, size, gamma).to(device)[flat % size]
-        right = _on_grid(loss.correct, flat, supervised)
-        sums, counts = training_metrics(plan, supervised, right, loss.terms, labelled)
+            weights = self.slot_weights(device)[flat % config.block_size]
+        right = on_grid(loss.correct, flat, supervised)
+        sums, counts = training_metrics(plan, supervised, right, loss.terms, known)
         total = (weights * loss.loss).sum()
         return Output(total, divisor(weights, config.normalization), sums, counts)
 
-
-def _on_grid(values: Tensor, flat: Tensor, grid: Tensor) -> Tensor:
-    """Put the values of slots at their places in `anchor block`, 0 elsewhere."""
-    return values.new_zeros(grid.numel()).index_put_((flat,), values).view(grid.shape)
-
-
-def _sizes(config: DFlashConfig, spec: VerifierSpec) -> LayerSizes:
-    """Return the widths of a draft layer; a resolved config has them all."""
-    return LayerSizes(
-        spec.hidden_size,
-        config.intermediate_size or spec.intermediate_size,
-        config.num_attention_heads or spec.num_attention_heads,
-        config.num_key_value_heads or spec.num_key_value_heads,
-        config.head_dim or spec.head_dim,
-        spec.rms_norm_eps,
-    )
+    def slot_weights(self, device: torch.device) -> Float[Tensor, "block"]:
+        """Return how much each slot of a block counts, whatever its loss."""
+        config = self.config
+        gamma = config.loss_decay_gamma or 1.0
+        return slot_weights(config.position_weights, config.block_size, gamma).to(device)

@@ -2,126 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import fields, replace
+from collections.abc import Sequence
+from typing import TypeVar
 
 from speculators.algorithms.dflash.config import DFlashConfig
 from speculators.algorithms.dflash.loss import default_gamma
-from speculators.config.schema.problem import Problem
-from speculators.config.wording import line
-from speculators.errors import ConfigError
-from speculators.modules.rotary import rope_problem
-from speculators.verifier.layers import check_layer_ids, dflash_layer_ids
+from speculators.algorithms.dflash.target_layers import dflash_layer_ids
+from speculators.algorithms.resolving import fill, mask_problems, refuse, unused_token
 from speculators.verifier.spec import VerifierSpec
 
 _NUM_STATES = 5
+ConfigT = TypeVar("ConfigT", bound=DFlashConfig)
 
 
-def resolve(
-    config: DFlashConfig, spec: VerifierSpec, unused_token_ids: Sequence[int]
-) -> DFlashConfig:
+def resolve(config: ConfigT, spec: VerifierSpec, unused_token_ids: Sequence[int]) -> ConfigT:
     """Return `config` without nulls.
 
     Raises:
         ConfigError: everything that cannot go with the verifier, one line each.
     """
-    filled = replace(config, **_defaults(config, spec, unused_token_ids))
-    mask = filled.mask_token_id
-    used = bool(unused_token_ids) and mask is not None and mask not in unused_token_ids
-    problems = [
-        line(f"speculator.{p.field}", p.value, p.message) for p in _problems(filled, spec, used)
-    ]
-    if rope := rope_problem(spec.rope_parameters):
-        problems.append(f"verifier.name_or_path={spec.name_or_path}: {rope}")
-    if problems:
-        raise ConfigError(problems)
-    return filled
-
-
-def _defaults(
-    config: DFlashConfig, spec: VerifierSpec, unused_token_ids: Sequence[int]
-) -> dict[str, object]:
-    values = {
-        "target_layer_ids": list(dflash_layer_ids(spec.num_layers, _NUM_STATES)),
-        "draft_vocab_size": spec.vocab_size,
-        "mask_token_id": _unused(spec, unused_token_ids),
-        "loss_decay_gamma": default_gamma(config.block_size),
-        "num_sliding_layers": 0 if config.sliding_window is None else config.num_layers,
-        "num_attention_heads": spec.num_attention_heads,
-        "num_key_value_heads": spec.num_key_value_heads,
-        "head_dim": spec.head_dim,
-        "intermediate_size": spec.intermediate_size,
-    }
-    return {name: value for name, value in values.items() if getattr(config, name) is None}
-
-
-def _unused(spec: VerifierSpec, unused_token_ids: Sequence[int]) -> int | None:
-    taken = {spec.pad_token_id, spec.bos_token_id, *spec.eos_token_ids}
-    return next((i for i in unused_token_ids if i not in taken), None)
-
-
-def _problems(config: DFlashConfig, spec: VerifierSpec, mask_is_used: bool) -> Iterator[Problem]:
-    yield from config.problems()
-    ids = config.target_layer_ids or []
-    already_told = {p.field for p in config.problems()}
-    wrong = check_layer_ids(ids, spec.num_layers)
-    if wrong and "target_layer_ids" not in already_told:
-        yield Problem("target_layer_ids", ids, wrong)
-    size = config.draft_vocab_size or 0
-    if size > spec.vocab_size:
-        yield Problem(
-            "draft_vocab_size",
-            size,
-            f"larger than the verifier's {spec.vocab_size} embedding rows",
-        )
-    yield from _mask_problems(config.mask_token_id, spec, mask_is_used)
-    yield from _head_problems(config)
-
-
-def _mask_problems(mask: int | None, spec: VerifierSpec, is_used: bool) -> Iterator[Problem]:
-    name = "mask_token_id"
-    if mask is None:
-        yield Problem(
-            name, None, "no unused embedding row was found: give the id of a token no text holds"
-        )
-    elif mask >= spec.vocab_size:
-        yield Problem(
-            name,
-            mask,
-            f"outside the verifier's vocabulary: ids lie between 0 and {spec.vocab_size - 1}",
-        )
-    else:
-        special = {spec.pad_token_id: "padding", spec.bos_token_id: "beginning-of-text"}
-        special |= dict.fromkeys(spec.eos_token_ids, "end-of-turn")
-        if mask in special:
-            yield Problem(
-                name,
-                mask,
-                f"is the verifier's {special[mask]} token: choose an embedding row that no text "
-                "uses, or null to have one found",
-            )
-        elif is_used:
-            yield Problem(
-                name,
-                mask,
-                "occurs in the data: choose an embedding row that no text uses, or null to have "
-                "one found",
-            )
-
-
-def _head_problems(config: DFlashConfig) -> Iterator[Problem]:
-    sizes = ("num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size")
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if field.name in sizes and value < 1:
-            yield Problem(field.name, value, "must be 1 or more")
-            return
-    heads, groups = config.num_attention_heads or 1, config.num_key_value_heads or 1
-    if heads % groups:
-        yield Problem(
-            "num_key_value_heads",
-            groups,
-            f"must divide the {heads} query heads (num_attention_heads)",
-        )
-    if (config.head_dim or 2) % 2:
-        yield Problem("head_dim", config.head_dim, "must be even: rotary embedding turns pairs")
+    filled = fill(
+        config,
+        spec,
+        target_layer_ids=list(dflash_layer_ids(spec.num_layers, _NUM_STATES)),
+        mask_token_id=unused_token(spec, unused_token_ids),
+        loss_decay_gamma=default_gamma(config.block_size),
+        num_sliding_layers=0 if config.sliding_window is None else config.num_layers,
+    )
+    return refuse(filled, spec, mask_problems(filled.mask_token_id, spec, unused_token_ids))

@@ -6,18 +6,16 @@ from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from speculators.algorithms.base import DraftSession, Proposal
 from speculators.attention.layout import BlockLayout, MaskRule
 from speculators.attention.sdpa import segment_attention
 from speculators.attention.segments import Segment, SegmentPlan, plan_segments
-from speculators.modules.decoder import KeyValue
+from speculators.modules.key_value_cache import KeyValueCache
 
 if TYPE_CHECKING:
     from speculators.algorithms.dflash.model import DFlashDrafter
-
-_FIRST_CAPACITY = 256
 
 
 class DFlashSession(DraftSession):
@@ -30,7 +28,7 @@ class DFlashSession(DraftSession):
     def __init__(self, drafter: DFlashDrafter) -> None:
         self.drafter = drafter
         self.length = 0
-        self._caches: list[_Cache] = [_Cache() for _ in drafter.rules]
+        self._caches = [KeyValueCache() for _ in drafter.rules]
 
     @torch.no_grad()
     def propose(
@@ -51,26 +49,14 @@ class DFlashSession(DraftSession):
 
         size = drafter.config.block_size
         hidden = drafter.run(
-            nn.functional.embedding(tokens[-1:], drafter.embed_tokens),
+            drafter.embed(tokens[-1:]),
             drafter.mask_embedding,
             torch.arange(self.length, self.length + size, device=device)[None],
             [cache.view() for cache in self._caches],
             {rule: _Attend(self._plan(rule, device)) for rule in dict.fromkeys(drafter.rules)},
             torch.arange(1, size, device=device),
         )
-        logits = (hidden.to(drafter.lm_head.dtype) @ drafter.lm_head.T).float()
-        if temperature == 0:
-            return Proposal(drafter.token_ids[logits.argmax(-1)])
-        return self._sample(logits / temperature, generator)
-
-    def _sample(self, logits: Tensor, generator: torch.Generator | None) -> Proposal:
-        drafter = self.drafter
-        q = logits.softmax(-1)
-        at = q if generator is None else q.to(generator.device)
-        drawn = torch.multinomial(at, 1, generator=generator)[:, 0].to(q.device)
-        full = q.new_zeros(len(q), drafter.vocabulary.vocab_size)
-        full[:, drafter.token_ids] = q
-        return Proposal(drafter.token_ids[drawn], full)
+        return drafter.propose(hidden, tokens[-1], temperature, generator)
 
     def _plan(self, rule: MaskRule, device: torch.device) -> SegmentPlan:
         """Return the one block's plan: all of the cache, or what the window leaves."""
@@ -93,30 +79,3 @@ class _Attend:
         self, q: Tensor, k_context: Tensor, v_context: Tensor, k_block: Tensor, v_block: Tensor
     ) -> Tensor:
         return segment_attention(q, k_context, v_context, k_block, v_block, self.plan)
-
-
-class _Cache:
-    """Keys and values of one layer in buffers that double when they are full."""
-
-    def __init__(self) -> None:
-        self.length = 0
-        self.buffers: KeyValue | None = None
-
-    def append(self, new: KeyValue) -> None:
-        """Add the keys and values of new tokens."""
-        end = self.length + len(new.keys)
-        if self.buffers is None or end > len(self.buffers.keys):
-            capacity = max(_FIRST_CAPACITY, 2 * end)
-            grown = KeyValue(*(t.new_empty(capacity, *t.shape[1:]) for t in new))
-            if self.buffers is not None:
-                for old, fresh in zip(self.view(), grown, strict=True):
-                    fresh[: self.length] = old
-            self.buffers = grown
-        for buffer, part in zip(self.buffers, new, strict=True):
-            buffer[self.length : end] = part
-        self.length = end
-
-    def view(self) -> KeyValue:
-        """Return what is filled."""
-        assert self.buffers is not None
-        return KeyValue(*(buffer[: self.length] for buffer in self.buffers))

@@ -33,7 +33,13 @@ from speculators.config.schema.optimization import (
 from speculators.config.schema.root import AttentionBackend, Config
 from speculators.config.schema.serve import ServeConfig
 from speculators.config.schema.source import DataFormat, PartConfig, SourceConfig
-from speculators.config.schema.speculator import Init, LossWeights, SpeculatorConfig
+from speculators.config.schema.speculator import (
+    CeLabels,
+    DraftLayersConfig,
+    Init,
+    LossWeights,
+    SpeculatorConfig,
+)
 from speculators.config.schema.training import (
     BestMetric,
     FloatType,
@@ -48,9 +54,11 @@ __all__ = [
     "AdamWConfig",
     "AttentionBackend",
     "BestMetric",
+    "CeLabels",
     "Config",
     "DataConfig",
     "DataFormat",
+    "DraftLayersConfig",
     "EvaluationConfig",
     "ExtractConfig",
     "FetchConfig",

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from enum import Enum
 
 from omegaconf import MISSING
 
 from speculators.config.schema.problem import Problem, at_least
+
+
+class CeLabels(Enum):
+    """What the cross-entropy term calls right."""
+
+    data = "data"
+    verifier = "verifier"
 
 
 class Init(Enum):
@@ -90,3 +97,31 @@ class SpeculatorConfig:
                 )
             elif ids[0] < 0:
                 yield Problem("target_layer_ids", ids, "ids start at 0 (the embeddings)")
+
+
+@dataclass
+class DraftLayersConfig(SpeculatorConfig):
+    """Drafters made of decoder layers over the verifier's states, trained through a head."""
+
+    loss: LossWeights = field(default_factory=LossWeights)
+    """Terms and weights."""
+    ce_labels: CeLabels = CeLabels.data
+    """ce against the token in the data, or against the verifier's most likely draftable token."""
+    input_noise: float = 0.0
+    """Half-width of uniform noise on the drafter's input states while training."""
+    sliding_window: int | None = None
+    """Window of sliding layers, in tokens; null: no layer slides."""
+    num_attention_heads: int | None = None
+    """null: the verifier's."""
+    num_key_value_heads: int | None = None
+    """null: the verifier's."""
+    head_dim: int | None = None
+    """null: the verifier's."""
+    intermediate_size: int | None = None
+    """MLP width; null: the verifier's."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Check the ranges."""
+        yield from super().problems()
+        yield from at_least(self, "input_noise", 0)
+        yield from at_least(self, "sliding_window", 1)

@@ -19,6 +19,8 @@ from speculators.hidden_states.online.failures import AttemptError
 
 _log = logging.getLogger(__name__)
 _FIRST_PROBE_SECONDS, _LAST_PROBE_SECONDS = 0.1, 5.0
+_BEAT_SECONDS = 3.0
+_MISSED_BEATS = 2
 
 
 @dataclass
@@ -78,7 +80,9 @@ class EndpointPool:
         self._numbers = itertools.count()
         self._tasks: set[asyncio.Task[None]] = set()
         self._outage_since: float | None = None
-        self._holders: set[asyncio.Task[object]] = set()
+        self._holders: dict[asyncio.Task[object], Endpoint] = {}
+        self._dropped: set[asyncio.Task[object]] = set()
+        self._heart: asyncio.Task[None] | None = None
         self._final: HiddenStateError | None = None
 
     @property
@@ -108,12 +112,15 @@ class EndpointPool:
         """
         if (final := self.final_error()) is not None:
             raise final
+        if self._heart is None:
+            self._heart = asyncio.get_running_loop().create_task(self._beat())
+            self._tasks.add(self._heart)
         turn: asyncio.Future[Endpoint] = asyncio.get_running_loop().create_future()
         heapq.heappush(self._waiters, _Waiter(order, next(self._numbers), avoid, turn))
         self._grant()
         try:
             endpoint = await turn
-            self._holders.add(_current_task())
+            self._holders[_current_task()] = endpoint
             return endpoint
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled() and turn.exception() is None:
@@ -129,9 +136,18 @@ class EndpointPool:
 
     def release(self, endpoint: Endpoint) -> None:
         """Give a slot back, in the task that took it."""
-        self._holders.discard(_current_task())
+        self._holders.pop(_current_task(), None)
         endpoint.in_flight -= 1
         self._grant()
+
+    def was_dropped(self) -> bool:
+        """Whether this task was cancelled because its server has fallen silent; it may go on."""
+        task = _current_task()
+        if task not in self._dropped:
+            return False
+        self._dropped.discard(task)
+        task.uncancel()
+        return True
 
     def has_other(self, endpoint: Endpoint) -> bool:
         """Return whether another server is up."""
@@ -189,6 +205,27 @@ class EndpointPool:
             chosen = min(free, key=lambda e: (e is waiter.avoid, e.in_flight))
             chosen.in_flight += 1
             waiter.turn.set_result(chosen)
+
+    async def _beat(self) -> None:
+        """Find servers that hold requests and have fallen silent, without closing anything."""
+        missed: dict[str, int] = {}
+        while True:
+            await asyncio.sleep(_BEAT_SECONDS)
+            for endpoint in self._up():
+                if not endpoint.in_flight or await self._healthy(endpoint.url):
+                    missed[endpoint.url] = 0
+                    continue
+                missed[endpoint.url] = missed.get(endpoint.url, 0) + 1
+                if missed[endpoint.url] >= _MISSED_BEATS:
+                    self.mark_down(endpoint, "neither answers nor passes its health check")
+                    self._drop(endpoint)
+
+    def _drop(self, endpoint: Endpoint) -> None:
+        """Wake everybody whose answer will not come."""
+        for task, held in tuple(self._holders.items()):
+            if held is endpoint:
+                self._dropped.add(task)
+                task.cancel()
 
     async def _recover(self, endpoint: Endpoint, since: float) -> None:
         """Look after a server until it is back, refused, or the outage lasted too long."""

@@ -159,7 +159,9 @@ class Fetcher(Generic[_Request, _Result]):
             except asyncio.CancelledError:
                 if (final := self._pool.final_error()) is not None:
                     raise final from None
-                raise
+                if not self._pool.was_dropped():
+                    raise
+                avoid, problem = endpoint, ServerTroubleError("fell silent with the request")
             else:
                 self.counts.add(result)
                 return result

@@ -16,15 +16,14 @@ from algorithms.dflash.rows import STEP, make_batch, make_config, make_drafter, 
 from speculators.algorithms.base import StepContext
 from speculators.algorithms.dflash.config import (
     AnchorStrategy,
-    CeLabels,
     Normalization,
     PositionWeights,
 )
 from speculators.algorithms.dflash.loss import slot_weights
 from speculators.algorithms.dflash.model import DFlashDrafter
-from speculators.algorithms.dflash.slots import HostRow
-from speculators.config.schema import AttentionBackend
-from speculators.config.schema.speculator import LossWeights
+from speculators.algorithms.noise import noisy
+from speculators.algorithms.slots import HostRow
+from speculators.config.schema import AttentionBackend, CeLabels, LossWeights
 from speculators.data.types import PackedBatch
 from speculators.data.vocabulary import DraftVocabulary
 from speculators.errors import ConfigError
@@ -63,7 +62,8 @@ def test_equals_the_plain_step() -> None:
     found = drafter.compute_loss(batch, teacher, STEP)
     anchors = drafter._choose_anchors(batch, HostRow.of(batch), STEP)
     plain = module.PlainDFlash(
-        dict(drafter.named_parameters()), drafter.embed_tokens, drafter.lm_head, num_layers=3,
+        dict(drafter.named_parameters()), drafter.embed_tokens, drafter.lm_head.weight,
+        num_layers=3,
         head_dim=8, block_size=5, mask_token_id=95, rope_theta=10000.0, eps=1e-6,
     )  # fmt: skip
     weights = slot_weights(PositionWeights.exp, 5, drafter.config.loss_decay_gamma or 0)
@@ -148,7 +148,7 @@ def test_draft_is_what_training_would_call_right() -> None:
     batch = make_batch()
     starts = drafter.start_candidates(batch).nonzero().flatten()
     drafted = drafter.draft(batch, starts)
-    logits = every_hidden(drafter, batch, starts.tolist()) @ drafter.lm_head.T
+    logits = every_hidden(drafter, batch, starts.tolist()) @ drafter.lm_head.weight.T
     assert torch.equal(drafted, REDUCED.ids[logits.argmax(-1)])
     assert drafter.draft(batch, starts[:0]).shape == (0, 4)
 
@@ -170,9 +170,8 @@ def test_validation_depends_on_nothing_random() -> None:
 
 
 def test_noise_is_uniform_and_only_on_what_the_drafter_reads() -> None:
-    drafter, _ = make_drafter(make_config(input_noise=0.05))
     states = torch.zeros(40, 3, 32)
-    noise = drafter._noisy(states, STEP)
+    noise = noisy(states, 0.05, STEP)
     assert noise.abs().max() <= 0.05
     assert noise.max() > 0.045
     assert noise.std().item() == pytest.approx(0.1 / 12**0.5, rel=0.05)

@@ -8,14 +8,13 @@ import pytest
 from algorithms.dflash.rows import make_config, make_spec
 from speculators.algorithms.dflash.config import (
     AnchorStrategy,
-    CeLabels,
     DFlashConfig,
     Normalization,
     PositionWeights,
 )
 from speculators.algorithms.dflash.model import DFlashDrafter
 from speculators.algorithms.dflash.serving import config_from_serving, serving_config
-from speculators.config.schema.speculator import LossWeights
+from speculators.config.schema import CeLabels, LossWeights
 from speculators.errors import CheckpointError
 
 

@@ -7,10 +7,10 @@ import torch
 
 from algorithms.dflash.rows import make_batch, make_config, make_drafter, make_spec
 from algorithms.dflash.test_model import REDUCED, RULES
-from speculators.algorithms.dflash import session as sessions
 from speculators.algorithms.dflash.model import DFlashDrafter
 from speculators.algorithms.dflash.session import DFlashSession
 from speculators.data.types import PackedBatch
+from speculators.modules import key_value_cache
 
 
 def proposals(drafter: DFlashDrafter, batch: PackedBatch, steps: list[int]) -> dict[int, list[int]]:
@@ -31,7 +31,7 @@ def test_session_equals_training_forward(
     rules: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever arrives at a time, a draft depends on the confirmed tokens alone."""
-    monkeypatch.setattr(sessions, "_FIRST_CAPACITY", 2)
+    monkeypatch.setattr(key_value_cache, "FIRST_CAPACITY", 2)
     drafter, _ = make_drafter(make_config(draft_vocab_size=30, **rules), vocabulary=REDUCED)
     batch = make_batch((40,), padding=0)
     for steps in ([7, 1, 2, 5, 1, 1, 3, 8], [1] * 9, [30]):
@@ -66,11 +66,9 @@ def test_sampling_draws_from_what_it_reports() -> None:
     outside = torch.ones(96, dtype=torch.bool)
     outside[REDUCED.ids] = False
     assert not q[:, outside].any()
-    session = drafter.new_session()
-    assert isinstance(session, DFlashSession)
     counts = torch.zeros(4, 96)
     for _ in range(1500):
-        counts[torch.arange(4), session._sample(q[:, REDUCED.ids].log(), g).tokens] += 1
+        counts[torch.arange(4), drafter.draw(q[:, REDUCED.ids].log(), 1.0, g).tokens] += 1
     assert (counts / 1500 - q).abs().max() < 0.06
 
 

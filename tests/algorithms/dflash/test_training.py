@@ -7,8 +7,8 @@ import torch
 
 from algorithms.dflash.rows import make_batch, make_config, make_drafter
 from speculators.algorithms.base import StepContext
-from speculators.algorithms.dflash.config import AnchorStrategy, CeLabels, PositionWeights
-from speculators.config.schema.speculator import LossWeights
+from speculators.algorithms.dflash.config import AnchorStrategy, PositionWeights
+from speculators.config.schema import CeLabels, LossWeights
 
 
 @pytest.mark.parametrize(

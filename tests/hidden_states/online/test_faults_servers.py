@@ -20,6 +20,7 @@ from hidden_states.online.toy import collect, leftovers, rows, stacked, store_op
 from speculators.config.schema.hidden_states import OnGenerate
 from speculators.errors import HiddenStateError, HiddenStateOutageError
 from speculators.hidden_states import store as store_module
+from speculators.hidden_states.online import breaker
 from speculators.testing.fake_vllm import FakeVLLM
 from speculators.testing.faults import Fault, FaultKind
 from speculators.testing.toy_verifier import ToyVerifier
@@ -383,3 +384,29 @@ def test_an_interrupt_leaves_nothing_behind(serve, open_source, tmp_path):
 def test_the_document_shows_these_faults():
     text = DOCUMENT.read_text()
     assert text == with_table(text), "run python tests/hidden_states/online/reliability.py"
+
+
+@proves(
+    "the server falls silent with requests in flight, closing nothing",
+    "found by its health check, not by the request's time-out; waited for, nothing lost",
+)
+def test_a_silent_server_is_found_and_waited_for(
+    serve, open_source, truth, caplog, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(breaker, "_BEAT_SECONDS", 0.05)
+    server, samples = serve(), rows(30)
+    source = open_source(server, fetch={"request_timeout_seconds": 600.0})
+    source.start(["any"])
+    server.faults.add(Fault(K.hang, seconds=60), count=4)
+    server.healthy = False
+
+    def recover() -> None:
+        server.faults.clear()
+        server.healthy = True
+
+    timer = after(1.0, recover)
+    try:
+        assert equal(collect(source, samples), truth(samples))
+    finally:
+        timer.join()
+    assert "is down (neither answers nor passes its health check)" in caplog.text

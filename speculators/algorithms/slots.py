@@ -63,6 +63,7 @@ def plan_slots(
     draft_ids: Int[Tensor, "vocab"] | None,
     *,
     skip_unreachable: bool,
+    chained: bool = False,
 ) -> SlotPlan:
     """Find the slots to train.
 
@@ -71,6 +72,8 @@ def plan_slots(
         layout: blocks; may end before the row does.
         draft_ids: draft id of every verifier token, -1 where it has none; None: they are equal.
         skip_unreachable: leave out slots whose token cannot be drafted (no term would train them).
+        chained: a slot is supervised only when all before it in its block are, because it is
+            drafted from them.
     """
     slot = torch.arange(layout.block_size)
     target = layout.anchors[:, None] + slot
@@ -78,6 +81,8 @@ def plan_slots(
     target = target.clamp(max=len(row.input_ids) - 1)
     same_document = row.document_ids[target] == layout.block_documents()[:, None]
     supervised = inside & same_document & row.loss_mask[target] & (slot >= 1)
+    if chained:
+        supervised[:, 1:] = supervised[:, 1:].cumprod(-1).bool()
 
     tokens = row.input_ids[target]
     labels = tokens if draft_ids is None else draft_ids[tokens]

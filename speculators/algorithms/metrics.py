@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from speculators.algorithms.dflash.slots import SlotPlan
+from speculators.algorithms.slots import SlotPlan
 
 Metrics = tuple[dict[str, Tensor], dict[str, Tensor]]
 

@@ -27,6 +27,19 @@ def anchor_candidates(
     return loss_mask & follows & (document_ids >= 0)
 
 
+def anchors_with_predecessor(
+    loss_mask: Bool[Tensor, "sequence"], document_ids: Int[Tensor, "sequence"]
+) -> Bool[Tensor, "sequence"]:
+    """Mark anchor candidates that are not the first of their document.
+
+    For drafters that read the newest token beside the verifier's state of the one before it.
+    """
+    found = anchor_candidates(loss_mask, document_ids)
+    found[1:] &= document_ids[1:] == document_ids[:-1]
+    found[:1] = False
+    return found
+
+
 def random_anchors(
     candidates: Bool[Tensor, "sequence"], max_anchors: int, generator: torch.Generator
 ) -> Int[Tensor, "anchor"]:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from speculators.algorithms.dflash.slots import HostRow, SlotPlan, plan_slots
+from speculators.algorithms.slots import HostRow, SlotPlan, plan_slots
 from speculators.attention.layout import BlockLayout
 
 

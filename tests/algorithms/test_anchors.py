@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speculators.algorithms.dflash.anchors import (
+from speculators.algorithms.anchors import (
     anchor_candidates,
     even_anchors,
     fill_anchors,

@@ -1,0 +1,49 @@
+"""Every drafter vLLM has a place for, as it lies there: the verifier's tokens, our acceptance."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from vllm.conftest import free_port, running
+
+from speculators.config.composition import compose
+from speculators.launch import evaluate, train
+
+NUM_PROMPTS = 16
+REDUCED = "speculator.draft_vocab_size=512"
+CHOICES: list[list[str]] = [
+    ["speculator=dflash", REDUCED],
+    ["speculator=eagle3"],
+    ["speculator=eagle3", REDUCED],
+    ["speculator=peagle"],
+    ["speculator=peagle", REDUCED],
+    [
+        "speculator=eagle3", "speculator.num_layers=2", "speculator.layer_type=llama",
+        "speculator.norm_before_residual=false", "speculator.norm_output=true",
+        "speculator.norm_before_fc=true", "speculator.target_layer_ids=[1,3,4,5]",
+    ],
+    [
+        "speculator=eagle3", "speculator.sliding_window=16", "speculator.fc_norm=true",
+        "speculator.num_draft_tokens=5",
+    ],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("choices", CHOICES, ids=" ".join)
+def test_served_as_measured(choices: list[str], vllm: str, folder: Path, tmp_path: Path) -> None:
+    cache = f"cache_dir={folder / 'cache'}"
+    settings = [*choices, cache, "training.max_steps=120", "evaluation.enabled=false"]
+    train.run(compose("train", [*settings, f"output_dir={tmp_path / 'run'}"]))
+    checkpoint = tmp_path / "run" / "checkpoints" / "checkpoint_best"
+    port = free_port()
+    options = ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager"]
+    with running([vllm, "serve", str(checkpoint), *options], port, tmp_path / "log") as url:
+        overrides = [f"checkpoint={checkpoint}", f"evaluation.endpoint={url}", cache]
+        overrides += [f"evaluation.num_prompts={NUM_PROMPTS}", "evaluation.max_new_tokens=64"]
+        found = evaluate.run(
+            compose("evaluate", [*overrides, f"output_dir={tmp_path / 'evaluation'}"])
+        )
+    assert found["lossless_prompts"] == NUM_PROMPTS
+    own = found["in_process"]["acceptance_length"]
+    assert found["acceptance_length"] == pytest.approx(own, rel=0.01)
