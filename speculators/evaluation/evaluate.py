@@ -84,6 +84,7 @@ class _Answered:
     prompt_ids: list[list[int]] = field(default_factory=list)
     speculative: list[Decoded] = field(default_factory=list)
     plain: list[Decoded] = field(default_factory=list)
+    num_unanswered: int = 0
 
     @property
     def accepted(self) -> list[int]:
@@ -116,6 +117,9 @@ class _Run:
         texts: list[str] = []
         for turn in range(len(prompt.turns)):
             ids = self._prompt_ids(prompt, texts)
+            if turn and self._space(ids) < 1:
+                answered.num_unanswered = len(prompt.turns) - turn
+                break
             room = self._room(ids, prompt)
             ways: list[Drafter[Any] | None] = [self.drafter]
             if self.config.compare:
@@ -160,6 +164,7 @@ class _Run:
             },
             examples=tuple(self._example(one) for one in done[:_EXAMPLES]),
             answers=tuple(tuple(d.tokens for d in one.speculative) for one in done),
+            num_unanswered_turns=sum(one.num_unanswered for one in done),
         )
 
     def _prompt_ids(self, prompt: Prompt, answers: Sequence[str]) -> list[int]:
@@ -185,14 +190,18 @@ class _Run:
 
     def _room(self, ids: Sequence[int], prompt: Prompt) -> int:
         """Answer tokens that fit: the last block reaches past the answer, and must fit too."""
-        longest = self.verifier.spec.max_position_embeddings
-        room = longest - len(ids) - self.drafter.num_draft_tokens
+        room = self._space(ids)
         if room < 1:
+            longest = self.verifier.spec.max_position_embeddings
             raise DataError(
                 f"{prompt.source or prompt.prompt_id}: {len(ids)} tokens leave no room for an "
                 f"answer in the verifier's context of {longest}; shorten the prompt"
             )
         return min(room, self.config.max_new_tokens)
+
+    def _space(self, ids: Sequence[int]) -> int:
+        longest = self.verifier.spec.max_position_embeddings
+        return longest - len(ids) - self.drafter.num_draft_tokens
 
     def _text(self, decoded: Decoded) -> str:
         """Return an answer as it stands in a history, without its end-of-turn token."""

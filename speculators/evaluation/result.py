@@ -102,6 +102,7 @@ class EvaluationResult:
         settings: what was asked for (temperature, sampling, lengths, seed).
         examples: the first prompts, draft by draft.
         answers: tokens of every answer, by prompt and turn; not part of the JSON.
+        num_unanswered_turns: later turns that found the verifier's context full.
     """
 
     acceptance: Acceptance
@@ -114,6 +115,7 @@ class EvaluationResult:
     settings: dict[str, Any]
     examples: tuple[Example, ...]
     answers: tuple[tuple[tuple[int, ...], ...], ...] = ()
+    num_unanswered_turns: int = 0
 
     @property
     def seed(self) -> int:
@@ -157,6 +159,7 @@ class EvaluationResult:
                 None if self.plain is None else self.plain.tokens_per_second
             ),
             "num_answer_tokens": self.speculative.tokens,
+            "num_unanswered_turns": self.num_unanswered_turns,
             "speculative_seconds": self.speculative.seconds,
             "baseline_seconds": None if self.plain is None else self.plain.seconds,
             "draft_seconds": self.speculative.draft_seconds,

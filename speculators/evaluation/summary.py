@@ -56,4 +56,6 @@ def _captions(result: EvaluationResult) -> list[str]:
     if result.lossless_prompts is not None:
         quality.append(f"lossless on {result.lossless_prompts} of {result.num_prompts} prompts")
     quality.append(f"distinct 4-grams {result.distinct_4gram_share:.0%}")
+    if result.num_unanswered_turns:
+        quality.append(f"{result.num_unanswered_turns} later turns left out: context full")
     return [f"per position: {shares}", " · ".join(quality), " · ".join(speed)]

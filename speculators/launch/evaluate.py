@@ -38,11 +38,12 @@ def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
     limit_threads(config)
     checkpoint = Path(config.checkpoint or "")
     serving = read_serving_config(checkpoint)
-    trained_with = _training_config(checkpoint)
-    config = with_verifier(config, trained_with, serving)
+    if config.verifier.name_or_path == FROM_CHECKPOINT:
+        config = with_verifier(config, _training_config(checkpoint), serving)
     verifier = Verifier(config)
 
     def data() -> PreparedData:
+        trained_with = _training_config(checkpoint)
         if trained_with is None:
             raise ConfigError(
                 "evaluation.prompts=null: the checkpoint does not say what it was trained on; "
@@ -51,7 +52,8 @@ def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
         same = dataclasses.replace(trained_with, cache_dir=config.cache_dir)
         return prepare_data(same, verifier)
 
-    prompts = find_prompts(config.evaluation, verifier.tokenizer, data)
+    longest = verifier.spec.max_position_embeddings - 1
+    prompts = find_prompts(config.evaluation, verifier.tokenizer, data, longest)
     job = _Evaluation(config, checkpoint, serving, verifier, prompts, console)
     result, more = job.run()
     folder = Path(config.output_dir)
@@ -149,7 +151,7 @@ def _training_config(checkpoint: Path) -> Config | None:
 
 
 def with_verifier(config: Config, trained_with: Config | None, serving: dict[str, Any]) -> Config:
-    """Fill in the checkpoint's own verifier where the configuration names none.
+    """Fill in the checkpoint's own verifier.
 
     Args:
         config: of this evaluation.
@@ -159,8 +161,6 @@ def with_verifier(config: Config, trained_with: Config | None, serving: dict[str
     Raises:
         CheckpointError: the checkpoint names no verifier either.
     """
-    if config.verifier.name_or_path != FROM_CHECKPOINT:
-        return config
     speculators = serving.get("speculators_config") or {}
     named = (speculators.get("verifier") or {}).get("name_or_path")
     if not named:

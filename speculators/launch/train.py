@@ -71,7 +71,7 @@ class _Training:
         with self.ranks.main_first():
             data = prepare_data(self.config, self.verifier)
         drafter = build_drafter(self.config, self.verifier, data)
-        prompts = self._prompts(data)
+        prompts = self._prompts(data, drafter.num_draft_tokens)
         self._announce(data, drafter)
         trained = self._fit(data, drafter, argv)
         if not self.ranks.is_main:
@@ -115,9 +115,9 @@ class _Training:
         try:
             held_out = data.validation
             source.start([*data.train.sample_ids(), *held_out.sample_ids()])
-            rows = self.config.training.validation_rows
-            if rows is not None and len(held_out) > rows:
-                held_out = held_out.select(range(rows))
+            limit = self.config.training.validation_samples
+            if limit is not None and len(held_out) > limit:
+                held_out = held_out.select(range(limit))
             validation = Validation(
                 self._loader(held_out, source, len(layer_ids), shuffle=False),
                 head,
@@ -165,7 +165,7 @@ class _Training:
             shuffle=shuffle,
         )
 
-    def _prompts(self, data: PreparedData) -> list[Prompt]:
+    def _prompts(self, data: PreparedData, num_draft_tokens: int) -> list[Prompt]:
         """Return what will be decoded after training; none where nothing will be.
 
         Read before training, so that a bad file does not show after hours.
@@ -174,7 +174,8 @@ class _Training:
         in_process = self.config.hidden_states.mode is HiddenStatesMode.embedded
         if not settings.enabled or not in_process:
             return []
-        prompts = find_prompts(settings, self.verifier.tokenizer, lambda: data)
+        longest = self.verifier.spec.max_position_embeddings - num_draft_tokens - 1
+        prompts = find_prompts(settings, self.verifier.tokenizer, lambda: data, longest)
         if not prompts:
             raise DataError(
                 "evaluation.prompts=null: no held-out conversation begins with a prompt; give "
@@ -214,6 +215,12 @@ class _Training:
                 f"\n[bold]acceptance length {length:.2f}[/]{spread} on {result['num_prompts']} "
                 "prompts: that many tokens per verifier call, "
                 f"{result['verifier_calls_saved']:.0%} of the calls saved"
+            )
+        elif trained.best_value is not None:
+            say(
+                f"\n{self.config.training.best_metric.value} {trained.best_value:.2f} on "
+                "validation rows; nothing was decoded (evaluation.enabled=false, or hidden states "
+                "that are not computed in this process): the next command does"
             )
         say(f"report:      {report}")
         say(f"checkpoint:  {result['checkpoint']}")

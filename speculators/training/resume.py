@@ -21,6 +21,7 @@ _IDENTITY = (
     "training.sequence_length",
     "rows_per_step",
     "training.validation_fraction",
+    "training.validation_samples",
     "training.ema_decay",
 )
 _HARMLESS_PARTS = ("speculator.from_pretrained",)

@@ -136,6 +136,21 @@ def test_prompt_without_room_is_refused() -> None:
         evaluate(verifier, drafter, tokenizer, [], EvaluationConfig(), seed=0)
 
 
+def test_a_later_turn_without_room_is_left_out_and_counted() -> None:
+    verifier, drafter, tokenizer = parts()
+    config = EvaluationConfig(max_new_tokens=6)
+    whole = evaluate(verifier, drafter, tokenizer, PROMPTS[:1], config, seed=0)
+    verifier.spec = tiny_spec(max_position_embeddings=14)
+    cut = evaluate(verifier, drafter, tokenizer, PROMPTS[:1], config, seed=0)
+    assert whole.to_dict()["num_unanswered_turns"] == 0
+    assert cut.to_dict()["num_unanswered_turns"] == 1
+    assert cut.answers[0] == whole.answers[0][:1]
+    screen = Console(file=io.StringIO(), width=200)
+    screen.print(summary_table(cut))
+    text = " ".join(screen.file.getvalue().split())  # type: ignore[attr-defined]
+    assert "1 later turns left out: context full" in text
+
+
 def test_bar_and_table_show_the_numbers() -> None:
     verifier, drafter, tokenizer = parts()
     config = EvaluationConfig(max_new_tokens=10)

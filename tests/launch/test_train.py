@@ -142,6 +142,16 @@ def test_a_checkpoint_that_names_no_verifier_is_refused_in_one_line(
         evaluate.with_verifier(asked, None, {"speculators_model_type": "dflash"})
 
 
+def test_prompts_that_are_too_long_show_before_training(folder: Path) -> None:
+    prompts = folder / "long.jsonl"
+    rows = [{"prompt": "Hello"}, {"prompt": "word " * 5000}]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = configured(folder, "long", f"evaluation.prompts={prompts}")
+    with pytest.raises(DataError, match=r"evaluation\.prompts=.*: 1 prompts are longer than .*: 2 "):
+        train.run(config)
+    assert not (folder / "long" / "checkpoints").exists()
+
+
 def test_no_sample_is_longer_than_the_verifiers_context(folder: Path) -> None:
     config = configured(folder, "short", "training.sequence_length=256")
     verifier = Verifier(config)

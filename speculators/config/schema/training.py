@@ -57,7 +57,7 @@ class TrainingConfig:
     """Share of the conversations held out for validation."""
     validate_every_steps: int | None = None
     """Validate every n steps; null: at the end of each epoch."""
-    validation_rows: int | None = 64
+    validation_samples: int | None = 64
     """Use at most this many validation samples; null uses all."""
     checkpoint_every_steps: int | None = None
     """Save every n steps besides the end of each epoch."""
@@ -82,7 +82,7 @@ class TrainingConfig:
             yield from at_least(self, name, 1)
         for name in ("max_steps", "validate_every_steps", "checkpoint_every_steps", "keep_last"):
             yield from at_least(self, name, 1)
-        yield from at_least(self, "validation_rows", 1)
+        yield from at_least(self, "validation_samples", 1)
         yield from at_least(self, "sequence_length", 8)
         yield from positive(self, "clip_norm")
         yield from between(self, "ema_decay", 0, 1)
