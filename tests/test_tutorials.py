@@ -6,8 +6,8 @@ import shlex
 from pathlib import Path
 
 import pytest
-from documents import DOCS, blocks
 
+from documents import DOCS, blocks
 from speculators.cli.commands import COMMANDS
 from speculators.config.checking import check
 from speculators.config.composition import Request

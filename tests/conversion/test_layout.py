@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from training.toy import SPEC, TABLES, ToyDrafter, ToyRows, toy_drafter
 
 from speculators.config.schema import FloatType
 from speculators.conversion import layout
@@ -26,6 +25,7 @@ from speculators.conversion.layout import (
 from speculators.data.vocabulary import DraftVocabulary
 from speculators.errors import CheckpointError
 from speculators.verifier.spec import VerifierSpec
+from training.toy import SPEC, TABLES, ToyDrafter, ToyRows, toy_drafter
 
 REDUCED = DraftVocabulary(torch.tensor([1, 2, 5, 9, 16]), SPEC.vocab_size)
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data.scripted import Scripted
 
+from data.scripted import Scripted
 from speculators.config.schema import MultiTurn, RegenerateConfig, Unfinished
 from speculators.data.dialogue import LENGTH, STOP, Dialogue, Question, Rules
 from speculators.data.ledger import AnswerLedger

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from hidden_states.tables import make_sample
 
+from hidden_states.tables import make_sample
 from speculators.data.types import Sample
 
 

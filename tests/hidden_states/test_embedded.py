@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from hidden_states.tables import TableModel, make_identity, make_sample, states_of
 
+from hidden_states.tables import TableModel, make_identity, make_sample, states_of
 from speculators.config.schema.hidden_states import OnGenerate, OnMissing
 from speculators.data.types import Sample
 from speculators.errors import ConfigError, HiddenStateError

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from hidden_states.tables import TableModel, make_identity, make_sample, states_of
 from safetensors.torch import load_file, save_file
 
+from hidden_states.tables import TableModel, make_identity, make_sample, states_of
 from speculators.config.schema.hidden_states import OnGenerate
 from speculators.hidden_states.embedded import EmbeddedSource
 from speculators.hidden_states.float8 import FLOAT8, quantise, restore

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from hidden_states.tables import make_identity, make_sample, states_of
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from hidden_states.tables import make_identity, make_sample, states_of
 from speculators.data.types import Sample
 from speculators.errors import HiddenStateError
 from speculators.hidden_states.identity import StoreIdentity

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hidden_states.online.reliability import proves
 from safetensors.torch import load_file
 
+from hidden_states.online.reliability import proves
 from speculators.config.composition import compose
 from speculators.errors import HiddenStateError, HiddenStateOutageError
 from speculators.hidden_states import store as store_module

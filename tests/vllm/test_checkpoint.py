@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vllm.conftest import free_port, running
 
 from speculators.config.composition import compose
 from speculators.errors import LaunchError
 from speculators.launch import evaluate, train
+from vllm.conftest import free_port, running
 
 NUM_PROMPTS = 16
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from vllm.conftest import free_port, running
 
 from speculators.config.composition import compose
 from speculators.launch import evaluate, train
+from vllm.conftest import free_port, running
 
 NUM_PROMPTS = 16
 REDUCED = "speculator.draft_vocab_size=512"

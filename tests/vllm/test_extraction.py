@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from vllm.conftest import free_port, running, speculators
 
 from speculators.config.composition import compose
 from speculators.config.schema import Config
@@ -18,6 +17,7 @@ from speculators.data.prepared import PreparedData
 from speculators.launch import extract, prepare, train
 from speculators.launch.data_stage import prepare_data
 from speculators.launch.verifier_stage import Verifier
+from vllm.conftest import free_port, running, speculators
 
 LAYERS = (1, 3, 5)
 NUM_ROWS = 24

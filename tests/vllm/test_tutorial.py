@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from documents import blocks
 from vllm.conftest import ENVIRONMENT, running
 

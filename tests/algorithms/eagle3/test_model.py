@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from attention.test_sdpa import LargestTensor
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from algorithms.eagle3.plain import PlainEagle3
 from algorithms.rows import STEP, make_batch, make_spec
+from attention.test_sdpa import LargestTensor
 from speculators.algorithms.eagle3.config import Eagle3Config, TttTokens
 from speculators.algorithms.eagle3.fused_config import LayerType
 from speculators.algorithms.eagle3.model import Eagle3Drafter

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hidden_states.online.toy import LAYER_IDS, Row, store_opener
 from torch import Tensor
 
+from hidden_states.online.toy import LAYER_IDS, Row, store_opener
 from speculators.config.schema.hidden_states import (
     FetchConfig,
     HiddenStatesConfig,

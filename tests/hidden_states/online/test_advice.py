@@ -10,8 +10,8 @@ from concurrent.futures import CancelledError
 from dataclasses import replace
 
 import pytest
-from hidden_states.online.toy import collect, rows, wait_until
 
+from hidden_states.online.toy import collect, rows, wait_until
 from speculators.config.schema.hidden_states import FetchConfig, OnGenerate
 from speculators.hidden_states.online.advice import Standing, advise
 from speculators.hidden_states.online.client import VllmClient

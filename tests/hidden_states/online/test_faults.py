@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from hidden_states.online.reliability import proves
 from hidden_states.online.toy import collect, leftovers, rows, store_opener
-
 from speculators.config.schema.hidden_states import OnGenerate
 from speculators.errors import HiddenStateError, HiddenStateOutageError
 from speculators.testing.faults import Fault, FaultKind

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from hidden_states.online.reliability import DOCUMENT, proves, with_table
 from hidden_states.online.test_faults import equal
 from hidden_states.online.toy import collect, leftovers, rows, stacked, store_opener
-
 from speculators.config.schema.hidden_states import OnGenerate
 from speculators.errors import HiddenStateError, HiddenStateOutageError
 from speculators.hidden_states import store as store_module

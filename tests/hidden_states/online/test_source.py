@@ -8,6 +8,7 @@ import time
 
 import pytest
 import torch
+
 from hidden_states.online.toy import (
     LAYER_IDS,
     Row,
@@ -18,7 +19,6 @@ from hidden_states.online.toy import (
     stacked,
     wait_until,
 )
-
 from speculators.config.schema.hidden_states import OnGenerate, OnMissing, StoreDtype
 from speculators.data.types import sample_id_of
 from speculators.errors import ConfigError, HiddenStateError
