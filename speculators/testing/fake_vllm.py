@@ -9,10 +9,12 @@ stand in ascending order whatever order was asked for.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import itertools
 import json
 import os
+import socket
 import threading
 import uuid
 from collections.abc import Callable, Sequence
@@ -38,6 +40,31 @@ AnswerFunction = Callable[[Sequence[int], int, Sequence[int]], list[int]]
 
 _K = FaultKind
 _SMALL_BYTES = 2**20
+
+
+class _Listening(socket.socket):
+    """A listening socket that remembers what it accepted.
+
+    A connection that is being accepted while the event loop ends belongs to nobody yet and would
+    stay open; the system closes those of a process that died.
+    """
+
+    def __init__(self, port: int) -> None:
+        super().__init__(socket.AF_INET, socket.SOCK_STREAM)
+        self._accepted: list[socket.socket] = []
+        self.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.bind(("127.0.0.1", port))
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        accepted, address = super().accept()
+        self._accepted.append(accepted)
+        return accepted, address
+
+    def cut(self) -> None:
+        """End every connection that is still open."""
+        for accepted in self._accepted:
+            with contextlib.suppress(OSError):
+                accepted.shutdown(socket.SHUT_RDWR)
 
 
 class FakeVLLM:
@@ -164,19 +191,20 @@ class FakeVLLM:
         app.router.add_post("/v1/completions", self._completions)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.01)
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", self.port, reuse_address=True)
+        self._listening = _Listening(self.port)
+        site = web.SockSite(runner, self._listening)
         await site.start()
         self.port = runner.addresses[0][1]
         ready.set()
         await self._halt.wait()
         await site.stop()
-        for _ in range(20):  # a connection that is just being accepted takes some rounds to show
-            await asyncio.sleep(0)
-            for connection in runner.server.connections if runner.server else ():
-                if connection.transport is not None:
-                    connection.transport.abort()
+        self._listening.cut()
+        await asyncio.sleep(0.02)
+        for connection in runner.server.connections if runner.server else ():
+            if connection.transport is not None:
+                connection.transport.abort()
         await runner.cleanup()
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.02)
 
     async def _health(self, request: web.Request) -> web.Response:
         return web.Response(status=200 if self.healthy else 503)
