@@ -1,6 +1,6 @@
 """What it costs a training step that its hidden states come from a server.
 
-    python benchmarks/online_gap.py [--rounds 3] [--steps 30] [--hidden-size 1024] [OVERRIDE ...]
+    python benchmarks/online_gap.py [--rounds 2] [--steps 15] [--hidden-size 1024] [OVERRIDE ...]
 
 The same trainer makes the same steps twice: on rows that lie ready in memory, and on rows from the
 online source at a fast server: a fake one in a process and on a core of its own, which answers at
@@ -259,8 +259,8 @@ def measure(config: Config, folder: Path, rounds: int, core: int) -> dict[str, f
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print, and write JSON when asked to."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--hidden-size", type=int, default=1024)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--serve", nargs=4, help=argparse.SUPPRESS)
@@ -285,8 +285,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             "hidden_states.fetch.teacher_check_every=0",
             f"hidden_states.fetch.transfer_path={folder / 'transfer'}",
             "speculator.init=random",
-            "speculator.num_layers=1",
-            "speculator.max_anchors=64",
+            "speculator.num_layers=2",
+            "speculator.max_anchors=128",
             "training.sequence_length=1024",
             f"training.max_steps={WARM_UP_STEPS + arguments.steps}",
             "training.log_every_steps=1",
