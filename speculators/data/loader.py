@@ -124,12 +124,12 @@ class RowLoader:
         return collate(
             present,
             self._length,
-            aux=self._zeros(self._length, self._layers, self._hidden),
-            last=self._zeros(self._length, self._hidden),
+            aux=self._empty(self._length, self._layers, self._hidden),
+            last=self._empty(self._length, self._hidden),
         )
 
-    def _zeros(self, *shape: int) -> Tensor:
-        return torch.zeros(shape, dtype=self._dtype, device=self._device)
+    def _empty(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=self._dtype, device=self._device)
 
 
 def collate(
@@ -144,8 +144,8 @@ def collate(
     Args:
         samples: what to pack, in order.
         sequence_length: tokens of the row.
-        aux: zeros, filled in place.
-        last: zeros, filled in place.
+        aux: filled in place: states, then zeros; what it holds before does not matter.
+        last: the same.
     """
     device = last.device
     input_ids = torch.zeros(sequence_length, dtype=torch.int64)
@@ -162,6 +162,8 @@ def collate(
         aux[place] = states.aux
         last[place] = states.last
         start = place.stop
+    aux[start:] = 0
+    last[start:] = 0
     return PackedBatch(
         input_ids=input_ids.to(device),
         loss_mask=loss_mask.to(device),

@@ -13,14 +13,9 @@ from speculators.data.prepared import PreparedData
 from speculators.hidden_states.online.answers import OnlineAnswers
 from speculators.launch.online_stage import expectation
 from speculators.launch.target_layers import target_layer_ids
-from speculators.launch.verifier_stage import Verifier
+from speculators.launch.verifier_stage import Verifier, longest_sample
 
 _TOGETHER = 4096
-
-
-def longest_sample(config: Config, verifier: Verifier) -> int:
-    """Return the tokens of the longest sample: what a row holds and the verifier can read."""
-    return min(config.training.sequence_length, verifier.spec.max_position_embeddings)
 
 
 def prepare_data(config: Config, verifier: Verifier) -> PreparedData:

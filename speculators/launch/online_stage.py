@@ -12,7 +12,7 @@ from speculators.hidden_states.identity import ANY_DTYPE
 from speculators.hidden_states.online.handshake import Expected, Greeting, Reference
 from speculators.hidden_states.online.source import OnlineSource
 from speculators.hidden_states.store import HiddenStateStore
-from speculators.launch.verifier_stage import Verifier
+from speculators.launch.verifier_stage import Verifier, longest_sample
 from speculators.verifier.first_layers import FirstLayers, reference_layers
 from speculators.verifier.identity import store_identity
 from speculators.verifier.weights import make_head
@@ -72,7 +72,7 @@ def expectation(config: Config, verifier: Verifier) -> Callable[[tuple[int, ...]
         return Expected(
             spec,
             served,
-            config.training.sequence_length,
+            longest_sample(config, verifier),
             tables.embed_tokens,
             make_head(spec, tables),
             _reference(config, verifier, served),
@@ -84,6 +84,8 @@ def expectation(config: Config, verifier: Verifier) -> Callable[[tuple[int, ...]
 
 def _reference(config: Config, verifier: Verifier, served: tuple[int, ...]) -> Reference | None:
     """Return the first layers where they are cheap to run; without them the check is thinner."""
+    if not config.hidden_states.fetch.handshake:
+        return None
     count = reference_layers(verifier.spec, served)
     if count is None:
         return None

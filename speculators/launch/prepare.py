@@ -13,10 +13,10 @@ from speculators.data.report import print_report
 from speculators.data.report_page import REPORT_HTML
 from speculators.data.validate import validate_rows
 from speculators.errors import DataError
-from speculators.launch.data_stage import longest_sample, prepare_data
+from speculators.launch.data_stage import prepare_data
 from speculators.launch.extract import fill_store, filling
 from speculators.launch.threads import limit_threads
-from speculators.launch.verifier_stage import Verifier
+from speculators.launch.verifier_stage import Verifier, longest_sample
 from speculators.launch.vocabulary_stage import (
     announce_vocabulary,
     choose_vocabulary,

@@ -87,6 +87,15 @@ class Verifier:
         )
 
 
+def longest_sample(config: Config, verifier: Verifier) -> int:
+    """Return the tokens of the longest sample: what a row holds and a server can be asked for.
+
+    One place of the verifier's context stays free wherever the states come from: a server generates
+    a token behind every prompt, and all sources must deliver the same rows.
+    """
+    return min(config.training.sequence_length, verifier.spec.max_position_embeddings - 1)
+
+
 def choose_device(name: str) -> torch.device:
     """Return the device called `name`; auto takes the accelerator where there is one.
 

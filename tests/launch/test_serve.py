@@ -18,8 +18,10 @@ from speculators.config.schema import Config
 from speculators.errors import LaunchError
 from speculators.hidden_states.online.transfer import choose_folder, default_folders, make_private
 from speculators.launch import serve
+from speculators.launch.online_stage import expectation
 from speculators.launch.serve import server_arguments
 from speculators.launch.server import ServerProcess, find_program
+from speculators.launch.verifier_stage import Verifier, longest_sample
 from speculators.testing.toy_verifier import toy_spec
 
 ROOT = Path(__file__).parents[2]
@@ -94,6 +96,16 @@ def test_the_length_is_at_most_the_verifiers(tmp_path: Path) -> None:
     config = configured("training.sequence_length=4096")
     arguments = server_arguments(config, toy_spec(), (4,), tmp_path)
     assert option(arguments, "--max-model-len") == "4096"
+
+
+def test_no_sample_is_longer_than_the_longest_server_can_take(tmp_path: Path) -> None:
+    config = compose("serve", ["verifier=tiny", "training.sequence_length=8192"])
+    verifier = Verifier(config)
+    arguments = server_arguments(config, verifier.spec, (1, 7), tmp_path)
+    taken = int(option(arguments, "--max-model-len") or 0)
+    assert taken == verifier.spec.max_position_embeddings
+    assert longest_sample(config, verifier) == taken - 1
+    assert expectation(config, verifier)((1, 7)).max_tokens == taken - 1
 
 
 def test_arguments_of_the_user_win_where_they_may(tmp_path: Path) -> None:
