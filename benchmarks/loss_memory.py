@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from live_bytes import LiveBytes
+from speculators.training.live_bytes import LiveBytes
 from torch import Tensor
 
 from speculators.modules.chunked_head import Teacher, chunked_head_loss

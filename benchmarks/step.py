@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from live_bytes import LiveBytes
+from speculators.training.live_bytes import LiveBytes
 from plain_dflash import PlainDFlash
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
