@@ -1,4 +1,4 @@
-"""What one training pass over a packed row costs: arithmetic, and memory kept for the backward pass.
+"""What a training pass over a packed row costs: arithmetic, and memory for the backward pass.
 
 Counted from the sizes alone. Products count 2 * rows * inner * columns; softmax, norms and
 elementwise work are left out, as usual for model FLOPs utilisation. What autograd keeps is listed
@@ -189,6 +189,7 @@ def head_cost(
     work: Workload,
     *,
     trained: bool = False,
+    teacher_width: int | None = None,
 ) -> StepCost:
     """Return the cost of the draft head and its losses (`speculators.modules.chunked_head`).
 
@@ -201,13 +202,15 @@ def head_cost(
         terms: active terms of the loss.
         work: the row.
         trained: whether the head moves.
+        teacher_width: of the verifier's head; None: the same.
     """
     once = 2.0 * width * vocabulary
     compares = any(name != "ce" for name in terms)
     tiled = set(terms) <= {"ce", "kl"} and not trained
     # Tiled: the mean row of the head; for kl also the verifier's, and the states.
     kept = slots * width * ((3 * _WIDE if compares else _WIDE) if tiled else work.item)
-    bases = work.bases(slots) if compares else 0.0
+    # In rows of the draft head's width.
+    bases = work.bases(slots) * (teacher_width or width) / width if compares else 0.0
     forward, backward = slots * (2 if tiled or not trained else 1) + bases, 0.0
     if tiled:
         forward += bases

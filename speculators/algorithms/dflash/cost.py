@@ -66,5 +66,6 @@ def dflash_cost(
     rotations *= 2 * config.num_layers if work.bfloat16 else 1
     cost += StepCost(kept_bytes={"norms": kept * hidden * (4 + item), "rotation": rotations})
     return cost + head_cost(
-        kept, head_width or hidden, vocabulary, terms, work, trained=trained_head
-    )
+        kept, head_width or hidden, vocabulary, terms, work,
+        trained=trained_head, teacher_width=hidden,
+    )  # fmt: skip

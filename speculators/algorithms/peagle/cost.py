@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from speculators.algorithms.cost import StepCost, Workload, head_cost, layer_cost
 from speculators.algorithms.cost import LayerRows as Rows
+from speculators.algorithms.cost import StepCost, Workload, head_cost, layer_cost
 from speculators.algorithms.eagle3.cost import base_cost
 from speculators.algorithms.eagle3.fused_config import LayerType
 from speculators.algorithms.peagle.config import PEagleConfig
