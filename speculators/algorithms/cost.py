@@ -223,6 +223,7 @@ def head_cost(
     if trained:
         backward = 3 * slots + bases
         kept += width * vocabulary * work.item
+        working += width * vocabulary * _WIDE  # its gradient
     return StepCost({"head": forward * once}, {"head": backward * once}, {"head": kept}, working)
 
 

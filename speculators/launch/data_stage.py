@@ -27,7 +27,8 @@ def prepare_data(config: Config, verifier: Verifier, *, only_found: bool = False
     """Return the tokenised conversations, from the cache when the same inputs were prepared.
 
     No sample is longer than a packed row, nor than the verifier's context: behind its end there are
-    no states worth learning from. With `only_found` nothing is prepared: missing data is a DataError.
+    no states worth learning from. With `only_found` what was not
+    prepared before is a DataError.
     """
     settings = config.data
     rewrites = settings.regenerate.enabled

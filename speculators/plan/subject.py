@@ -146,8 +146,8 @@ def find_spec(config: Config, assumptions: list[str]) -> VerifierSpec:
                 f"{error}; or give its sizes (verifier.sizes, see conf/verifier/qwen3_8b.yaml)"
             ) from error
         assumptions.append(
-            f"sizes of {config.verifier.name_or_path}: those of verifier.sizes, for its config.json "
-            "cannot be had here"
+            f"sizes of {config.verifier.name_or_path}: those of verifier.sizes, for its "
+            "config.json cannot be had here"
         )
         return spec_of_sizes(config.verifier, config.verifier.sizes)
 
