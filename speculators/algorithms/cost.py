@@ -216,7 +216,7 @@ def head_cost(
         forward += bases
         rows, most = (8192, 512 * 2**20) if work.accelerator else (512, 4 * 2**20)
         tile = min(most, 4.0 * min(slots, rows) * vocabulary)
-        working = 2 * tile + 4 * _WIDE * slots * width if compares else 1.4 * tile
+        working = 2.5 * tile + 4 * _WIDE * slots * width if compares else 1.4 * tile
     else:
         most = 512 * 2**20 if work.accelerator else 8 * 2**20
         working = _LOGIT_COPIES * min(most, 4.0 * slots * vocabulary)

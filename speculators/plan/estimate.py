@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +22,10 @@ USABLE = 0.92
 LARGEST = 2**20
 """Beyond this no size is tried."""
 
+_GRADIENTS, _LOW_PRECISION = "gradients", "weights in bf16"
+_ACTIVATIONS, _WORKING = "activations", "working memory (head, chunks)"
+_ROW_PARTS = (_ACTIVATIONS, _WORKING)
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -34,6 +39,7 @@ class Estimate:
         num_steps: optimizer steps.
         step_seconds: of one of them; None without a known peak.
         num_parameters: that move.
+        accumulates: gradients of earlier rows are there while a row is computed.
     """
 
     memory: dict[str, float]
@@ -43,11 +49,17 @@ class Estimate:
     num_steps: int
     step_seconds: float | None
     num_parameters: int
+    accumulates: bool
+
+    @property
+    def step_bytes(self) -> float:
+        """Peak of what a step makes and lets go of."""
+        return step_bytes(self.memory, self.accumulates)
 
     @property
     def total_bytes(self) -> float:
-        """All parts together."""
-        return sum(self.memory.values())
+        """Peak of all parts."""
+        return total_bytes(self.memory, self.accumulates)
 
     @property
     def hours(self) -> float | None:
@@ -72,6 +84,7 @@ def estimate(subject: Subject) -> Estimate:
         subject.num_steps(),
         seconds,
         sum(p.numel() for p in drafter.trainable_parameters().values()),
+        config.training.accumulation_steps > 1,
     )
 
 
@@ -84,7 +97,7 @@ def memory_by_part(subject: Subject, drafter: Drafter[Any], cost: StepCost) -> d
     shards = subject.world_size if sharded else 1
     memory: dict[str, float] = {
         "drafter weights (fp32)": 4 * moving / shards,
-        "gradients": 4 * moving / shards,
+        _GRADIENTS: 4 * moving / shards,
         f"optimizer state ({config.optimizer.name})": state_bytes(parameters, config.optimizer)
         / shards,
     }
@@ -94,14 +107,29 @@ def memory_by_part(subject: Subject, drafter: Drafter[Any], cost: StepCost) -> d
         memory["gathered weights and gradients"] = 2 * work.item * moving
         memory["whole drafter, main process"] = 4 * moving
     elif work.bfloat16:
-        memory["weights in bf16"] = 2 * moving
+        memory[_LOW_PRECISION] = 2 * moving
     memory |= _verifier(subject, len(drafter.vocabulary))
     num_states = len(drafter.config.target_layer_ids or ())
     row = work.sequence_length * (num_states + 1) * subject.spec.hidden_size
     memory["hidden states of a row"] = row * subject.state_type.itemsize
-    memory |= {f"activations: {part}": value for part, value in cost.kept_bytes.items() if value}
-    memory["working memory (head, chunks)"] = cost.working_bytes
+    memory |= {f"{_ACTIVATIONS}: {part}": value for part, value in cost.kept_bytes.items() if value}
+    memory[_WORKING] = cost.working_bytes
     return memory
+
+
+def step_bytes(memory: Mapping[str, float], accumulates: bool) -> float:
+    """Return the peak of a step: gradients appear while activations go, unless rows accumulate."""
+    row = sum(value for part, value in memory.items() if part.startswith(_ROW_PARTS))
+    gradients = memory[_GRADIENTS]
+    peak = row + gradients if accumulates else max(row, gradients)
+    return peak + memory.get(_LOW_PRECISION, 0.0)
+
+
+def total_bytes(memory: Mapping[str, float], accumulates: bool) -> float:
+    """Return the peak of all parts together."""
+    in_step = (_GRADIENTS, _LOW_PRECISION, *_ROW_PARTS)
+    held = sum(value for part, value in memory.items() if not part.startswith(in_step))
+    return held + step_bytes(memory, accumulates)
 
 
 def largest(subject: Subject, key: str) -> int | None:
@@ -138,7 +166,8 @@ def _fits(subject: Subject) -> bool:
     except ConfigError:
         return False
     memory = memory_by_part(subject, drafter, drafter.step_cost(subject.workload()))
-    return sum(memory.values()) <= USABLE * subject.device.memory_bytes
+    accumulates = subject.config.training.accumulation_steps > 1
+    return total_bytes(memory, accumulates) <= USABLE * subject.device.memory_bytes
 
 
 def _runs(config: Config) -> bool:

@@ -22,8 +22,6 @@ from speculators.training.spread import Replicated
 from speculators.training.step import Stepper
 from speculators.verifier.head import VerifierHead
 
-_STEP_PARTS = ("activations", "working", "gradients", "weights in bf16")
-
 
 @dataclass(frozen=True)
 class Measured:
@@ -82,7 +80,7 @@ def measure(subject: Subject, plan: Estimate, device: torch.device) -> Measured:
     return Measured(
         typical,
         peak,
-        sum(value for part, value in plan.memory.items() if part.startswith(_STEP_PARTS)),
+        plan.step_bytes,
         count * plan.cost.flops / typical,
         len(seconds),
     )
@@ -116,10 +114,11 @@ def _stepper(subject: Subject, device: torch.device) -> Stepper:
 
 
 def _rows(subject: Subject, device: torch.device) -> Iterator[PackedBatch]:
-    """Yield one row: documents of the mean length, each with a prompt that is not supervised."""
+    """Yield one row: equal documents of about the mean length, each with a prompt that is not supervised."""
     work, spec = subject.workload(), subject.spec
     generator = StepContext(subject.config.seed, 0).generator("rows")
-    length, document = work.sequence_length, max(2, round(work.document_tokens))
+    length = work.sequence_length
+    document = -(-length // max(1, round(length / max(2.0, work.document_tokens))))
     index, states = torch.arange(length), len(subject.drafter().config.target_layer_ids or ())
     prompt = min(document - 1, round(document * (1 - subject.data.supervised_fraction)))
 

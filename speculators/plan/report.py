@@ -25,7 +25,7 @@ def memory_table(subject: Subject, plan: Estimate) -> Table:
         table.add_row(part, _gib(value))
     usable = USABLE * device.memory_bytes
     table.add_section()
-    table.add_row("together", _gib(plan.total_bytes), style="bold")
+    table.add_row("peak", _gib(plan.total_bytes), style="bold")
     table.add_row(f"there is ({USABLE:.0%} of {_gib(device.memory_bytes)})", _gib(usable))
     return table
 

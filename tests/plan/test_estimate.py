@@ -10,7 +10,7 @@ import torch
 from speculators.config.composition import compose
 from speculators.errors import ConfigError
 from speculators.plan.command import run
-from speculators.plan.estimate import USABLE, estimate, largest, memory_by_part
+from speculators.plan.estimate import USABLE, estimate, largest, memory_by_part, total_bytes
 from speculators.plan.measure import measure
 from speculators.plan.subject import DataShape, Subject, find_spec
 from speculators.training.devices import DEVICES, Device
@@ -72,7 +72,8 @@ def test_what_fits_fits_and_one_more_does_not() -> None:
     def total(tokens: int) -> float:
         there = subject(f"training.sequence_length={tokens}")
         drafter = there.drafter()
-        return sum(memory_by_part(there, drafter, drafter.step_cost(there.workload())).values())
+        memory = memory_by_part(there, drafter, drafter.step_cost(there.workload()))
+        return total_bytes(memory, accumulates=False)
 
     assert total(length) <= USABLE * SMALL.memory_bytes < total(length + 1)
     assert largest(subject("speculator=eagle3"), "speculator.max_anchors") is None
