@@ -114,7 +114,7 @@ def _stepper(subject: Subject, device: torch.device) -> Stepper:
 
 
 def _rows(subject: Subject, device: torch.device) -> Iterator[PackedBatch]:
-    """Yield one row: equal documents of about the mean length, each with a prompt that is not supervised."""
+    """Yield one row: equal documents of about the mean length, their prompts not supervised."""
     work, spec = subject.workload(), subject.spec
     generator = StepContext(subject.config.seed, 0).generator("rows")
     length = work.sequence_length

@@ -57,7 +57,10 @@ def test_weights_gradients_and_optimizer_state_are_exact(name: str, optimizer: s
 @pytest.mark.parametrize("name", ["dflash", "eagle3"])
 def test_measured_steps_agree_within_ten_percent(name: str) -> None:
     planned = subject(
-        f"speculator={name}", "plan.measure_steps=1", device=replace(SMALL, memory_bytes=2**32)
+        f"speculator={name}",
+        "training.sequence_length=1200",
+        "plan.measure_steps=1",
+        device=replace(SMALL, memory_bytes=2**32),
     )
     found = measure(planned, estimate(planned), torch.device("cpu"))
     assert found.step_bytes == pytest.approx(found.estimated_bytes, rel=0.1)
