@@ -1,7 +1,7 @@
 """Where the time and the memory of a training step go, watched from outside the loop.
 
-The first step warms up, the next ones are timed, and one more is watched for memory. After that
-nobody watches any more.
+The first step warms up, the next ones are timed, one is traced and one is watched for memory: what
+is timed bears none of the cost of the other two. After that nobody watches any more.
 """
 
 from __future__ import annotations
@@ -82,7 +82,6 @@ class _Watch:
         )
         self._path: list[str] = []
         self._step = -1
-        self._profiler: profile | None = None
         self._live: LiveBytes | None = None
         self._base_bytes = 0
         self._seconds: dict[str, float] = {}
@@ -97,7 +96,7 @@ class _Watch:
         elif not self._path:
             yield
             return
-        if self._step > self._num_steps + 1:
+        if self._step > self._num_steps + 2:
             yield
             return
         self._path.append(name)
@@ -130,7 +129,8 @@ class _Watch:
         for label, module in _children(self._drafter):
             handles.append(module.register_forward_pre_hook(enter(label)))
             handles.append(module.register_forward_hook(leave, always_call=True))
-        compute = self._drafter.compute_loss
+        # Shards bring a method of their own instance.
+        own, compute = vars(self._drafter).get("compute_loss"), self._drafter.compute_loss
 
         def look(batch: PackedBatch, *args: Any) -> Any:
             if self._timing:
@@ -142,6 +142,8 @@ class _Watch:
             yield
         finally:
             del self._drafter.compute_loss
+            if own is not None:
+                self._drafter.compute_loss = own
             for handle in handles:
                 handle.remove()
 
@@ -161,28 +163,26 @@ class _Watch:
 
     @contextmanager
     def _watching(self) -> Iterator[None]:
-        """Record the timed steps for the trace, and tensors in the last one."""
-        if self._step == 1:
+        """Trace the step after the timed ones, and book tensors in the one after that."""
+        if self._step <= self._num_steps:
+            yield
+        elif self._step == self._num_steps + 1:
             kinds = [ProfilerActivity.CPU]
             if self._device.type == "cuda":
                 kinds.append(ProfilerActivity.CUDA)
-            self._profiler = profile(activities=kinds)
-            self._profiler.start()
-        if self._step <= self._num_steps:
-            yield
+            with profile(activities=kinds) as tracing:
+                yield
+            tracing.export_chrome_trace(str(self._trace))
         elif self._device.type == "cuda":
             self._base_bytes = torch.cuda.memory_allocated(self._device)
             yield
         else:
             with LiveBytes() as self._live:
                 yield
-        if self._step == self._num_steps and self._profiler is not None:
-            self._profiler.stop()
-            self._profiler.export_chrome_trace(str(self._trace))
 
     @contextmanager
     def _measuring(self, path: str) -> Iterator[None]:
-        memory = self._step == self._num_steps + 1
+        memory = self._step == self._num_steps + 2
         before = self._begin_memory() if memory else 0
         self._wait()
         start = time.perf_counter()

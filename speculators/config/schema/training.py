@@ -70,8 +70,8 @@ class TrainingConfig:
     log_every_steps: int = 10
     """One line of `metrics.jsonl` every n steps."""
     profile_steps: int | None = None
-    """Watch so many steps, between one that warms up and one for memory: where time and memory
-    go is printed and written to `profile.json` and `trace.json`. null: off."""
+    """Time the parts of so many steps after the first, then trace one and watch the memory of one
+    (`profile.json`, `trace.json`); null: off."""
     max_bad_steps: int = 10
     """Steps with a NaN or infinite gradient are skipped; after this many in a row the run stops."""
     resume: bool = True
