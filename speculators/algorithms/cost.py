@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from speculators.config.schema import DraftLayersConfig
+from speculators.data.types import PackedBatch
 from speculators.modules.decoder import LayerSizes
 
 _WIDE = 4
@@ -41,6 +42,20 @@ class Workload:
     bfloat16: bool = False
     fused_attention: bool = False
     accelerator: bool = False
+
+    @classmethod
+    def of(cls, row: PackedBatch, *, bfloat16: bool, fused_attention: bool) -> Workload:
+        """Return the shape of a real row; its integers are read, which waits for the device."""
+        documents = max(1, int(row.document_ids.max()) + 1)
+        tokens = int((row.document_ids >= 0).sum())
+        return cls(
+            len(row.input_ids),
+            int(row.loss_mask.sum()),
+            tokens / documents,
+            bfloat16,
+            fused_attention,
+            accelerator=row.input_ids.device.type != "cpu",
+        )
 
     @property
     def item(self) -> int:

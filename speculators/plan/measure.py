@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import torch
 
 from speculators.algorithms.base import StepContext
+from speculators.algorithms.cost import Workload
 from speculators.algorithms.registry import drafter_class
 from speculators.data.types import PackedBatch
 from speculators.errors import LaunchError
-from speculators.plan.estimate import USABLE, Estimate
+from speculators.plan.estimate import USABLE, Estimate, memory_by_part, step_bytes
 from speculators.plan.subject import Subject
 from speculators.training.live_bytes import LiveBytes
 from speculators.training.optimizers import build_optimizers
@@ -30,7 +31,7 @@ class Measured:
     Attributes:
         step_seconds: median of the measured steps, all rows of a step together.
         step_bytes: peak of what a step makes on top of weights, tables and optimizer state.
-        estimated_bytes: the same, estimated.
+        estimated_bytes: the same, estimated for the rows that were measured.
         flops_per_second: of the algorithm's own count.
         num_steps: how many steps were measured.
     """
@@ -77,11 +78,15 @@ def measure(subject: Subject, plan: Estimate, device: torch.device) -> Measured:
             step(len(seconds) + 1)
         peak = live.peak
     typical = statistics.median(seconds)
+    planned, drafter = subject.workload(), subject.drafter()
+    # Whole documents make another shape than the mean ones of the plan.
+    shape = Workload.of(rows[0], bfloat16=planned.bfloat16, fused_attention=planned.fused_attention)
+    cost = drafter.step_cost(shape)
     return Measured(
         typical,
         peak,
-        plan.step_bytes,
-        count * plan.cost.flops / typical,
+        step_bytes(memory_by_part(subject, drafter, cost), count > 1),
+        count * cost.flops / typical,
         len(seconds),
     )
 

@@ -20,13 +20,18 @@ def memory_table(subject: Subject, plan: Estimate) -> Table:
     device = subject.device
     table = Table(title=f"memory of one process on {device.name}", title_justify="left")
     table.add_column("part")
-    table.add_column("GiB", justify="right")
+    small = plan.total_bytes < _GIB
+    table.add_column("MiB" if small else "GiB", justify="right")
+
+    def shown(value: float) -> str:
+        return f"{value / 2**20:,.1f}" if small else _gib(value)
+
     for part, value in plan.memory.items():
-        table.add_row(part, _gib(value))
+        table.add_row(part, shown(value))
     usable = USABLE * device.memory_bytes
     table.add_section()
-    table.add_row("peak", _gib(plan.total_bytes), style="bold")
-    table.add_row(f"there is ({USABLE:.0%} of {_gib(device.memory_bytes)})", _gib(usable))
+    table.add_row("peak", shown(plan.total_bytes), style="bold")
+    table.add_row(f"there is ({USABLE:.0%} of {shown(device.memory_bytes)})", shown(usable))
     return table
 
 
@@ -89,15 +94,15 @@ def to_dict(
 
 def _corrections(subject: Subject, plan: Estimate, measured: Measured) -> Iterator[str]:
     factor = measured.step_bytes / max(1.0, measured.estimated_bytes)
-    rest = plan.total_bytes - measured.estimated_bytes
+    corrected = plan.total_bytes + (factor - 1) * plan.step_bytes
     yield (
         f"[bold]measured here[/] ({measured.num_steps} steps): a step adds "
-        f"{_gib(measured.step_bytes)} GiB, {factor:.2f} of the estimate; together "
-        f"{_gib(rest + measured.step_bytes)} GiB"
+        f"{decimal(round(measured.step_bytes))}, {factor:.2f} of the estimate for such rows; "
+        f"corrected peak {_gib(corrected)} GiB"
     )
     peak, rate = subject.device.peak_flops, measured.flops_per_second
     share = "" if peak is None else f", {rate / peak:.0%} of the peak"
-    hours = plan.num_steps * measured.step_seconds / 3600
+    hours = plan.num_steps * measured.step_seconds / 3600  # of rows nearly as they will be
     yield (
         f"[bold]measured here[/]: {measured.step_seconds:.3g} s a step, {rate / 1e12:.3g} TFLOP/s"
         f"{share}; the whole run {_duration(hours)}, without the verifier's part"

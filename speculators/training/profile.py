@@ -151,7 +151,8 @@ class _Watch:
         """Return what was seen; None when no step was timed."""
         if not self._rows:
             return None
-        works = [_workload(row, self._device, bfloat16=bfloat16) for row in self._rows]
+        fused = self._device.type == "cuda"
+        works = [Workload.of(row, bfloat16=bfloat16, fused_attention=fused) for row in self._rows]
         flops = sum(self._drafter.step_cost(work).flops for work in works)
         steps = min(self._step, self._num_steps)
         seconds = {path: value / steps for path, value in self._seconds.items()}
@@ -222,13 +223,3 @@ def _children(drafter: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield from ((name, member) for member in child)
         else:
             yield name, child
-
-
-def _workload(row: PackedBatch, device: torch.device, *, bfloat16: bool) -> Workload:
-    documents = max(1, int(row.document_ids.max()) + 1)
-    tokens = int((row.document_ids >= 0).sum())
-    accelerator = device.type != "cpu"
-    return Workload(
-        len(row.input_ids), int(row.loss_mask.sum()), tokens / documents,
-        bfloat16=bfloat16, fused_attention=device.type == "cuda", accelerator=accelerator,
-    )  # fmt: skip

@@ -57,8 +57,4 @@ def make_row(drafter: Drafter[Any], length: int, document: int, prompt: int) -> 
 
 
 def workload_of(row: PackedBatch) -> Workload:
-    return Workload(
-        len(row.input_ids),
-        int(row.loss_mask.sum()),
-        len(row.input_ids) / row.document_ids[-1:].add(1).item(),
-    )
+    return Workload.of(row, bfloat16=False, fused_attention=False)

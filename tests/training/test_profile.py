@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +27,8 @@ def lines(run_dir: Path) -> list[str]:
 @pytest.fixture
 def watched(tmp_path: Path) -> tuple[Path, str]:
     """A run of toy size, watched for three timed steps."""
-    model, out = drafter(REDUCED), io.StringIO()
+    model: Any = drafter(REDUCED)
+    out = io.StringIO()
     trainer = toy_trainer(tmp_path, config(tmp_path), drafter=model)
     with watched_steps(3, model, CPU, tmp_path, Console(file=out, width=120), bfloat16=False):
         trainer.fit()
@@ -62,7 +65,8 @@ def test_the_trace_names_the_parts(watched: tuple[Path, str]) -> None:
 
 def test_watching_changes_no_number(watched: tuple[Path, str], tmp_path: Path) -> None:
     alone = tmp_path / "alone"
-    toy_trainer(alone, config(alone), drafter=drafter(REDUCED)).fit()
+    model: Any = drafter(REDUCED)
+    toy_trainer(alone, config(alone), drafter=model).fit()
     assert lines(alone) == lines(watched[0])
 
 
@@ -81,8 +85,6 @@ def test_a_part_that_nobody_watches_is_its_function() -> None:
     @part("double")
     def double(x: int) -> int:
         return 2 * x
-
-    from contextlib import nullcontext
 
     assert double(2) == 4
     with observed(lambda name: (seen.append(name), nullcontext())[1]):
