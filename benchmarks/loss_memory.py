@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from live_bytes import LiveBytes
 from torch import Tensor
 
 from speculators.modules.chunked_head import Teacher, chunked_head_loss
+from speculators.training.live_bytes import LiveBytes
 
 VOCAB, HIDDEN = 151_936, 256
 LOSSES = ("ce", "kl", "tv")

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from live_bytes import LiveBytes
 from plain_dflash import PlainDFlash
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -31,6 +30,7 @@ from speculators.data.types import PackedBatch
 from speculators.data.vocabulary import DraftVocabulary
 from speculators.modules import gemm
 from speculators.modules.chunked_head import chunked_head_loss
+from speculators.training.live_bytes import LiveBytes
 from speculators.verifier.head import VerifierHead
 from speculators.verifier.spec import VerifierSpec
 

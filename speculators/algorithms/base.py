@@ -18,10 +18,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from speculators.config.schema import AttentionBackend, SpeculatorConfig
+from speculators.algorithms.cost import StepCost, Workload, common_cost
+from speculators.config.schema import AttentionBackend, DraftLayersConfig, SpeculatorConfig
 from speculators.data.types import PackedBatch
 from speculators.data.vocabulary import DraftVocabulary
 from speculators.errors import ConfigError
+from speculators.modules.decoder import LayerSizes
 from speculators.verifier.head import VerifierHead
 from speculators.verifier.spec import VerifierSpec
 
@@ -214,6 +216,20 @@ class Drafter(nn.Module, ABC, Generic[ConfigT]):
     @abstractmethod
     def saved_tensors(self) -> dict[str, Tensor]:
         """Return exactly the tensors of `model.safetensors`, by name (specification, section 5)."""
+
+    def step_cost(self, work: Workload) -> StepCost:
+        """Return arithmetic and memory of forward and backward over one packed row.
+
+        Read from sizes alone: the weights may lie on the meta device. An algorithm that knows
+        better than this first estimate overrides it.
+        """
+        rows = work.sequence_length
+        if isinstance(self.config, DraftLayersConfig):
+            sizes = LayerSizes.of(self.config, self.spec)
+            return common_cost(self.config, sizes, self.num_draft_tokens, work)
+        flops = 2.0 * rows * sum(p.numel() for p in self.parameters())
+        kept = 4.0 * rows * sum(p.shape[0] for p in self.parameters())
+        return StepCost({"weights": flops}, {"weights": 2 * flops}, {"weights": kept})
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """Return the parameters an optimizer moves, by name."""

@@ -16,6 +16,7 @@ from speculators.attention.segments import plan_segments
 from speculators.attention.structure import block_mask
 from speculators.config.schema import AttentionBackend
 from speculators.errors import ConfigError
+from speculators.modules.parts import part
 
 
 @runtime_checkable
@@ -53,6 +54,7 @@ def choose_backend(
     return backend
 
 
+@part("mask")
 def prepare_attention(
     layout: BlockLayout,
     rule: MaskRule,

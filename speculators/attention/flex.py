@@ -13,9 +13,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from speculators.modules.parts import part
+
 _MOST_SHAPES = 128
 
 
+@part("attention")
 def flex_block_attention(
     q: Float[Tensor, "anchor query head head_dim"],
     k_context: Float[Tensor, "sequence kv_head head_dim"],

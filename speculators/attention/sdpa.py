@@ -18,11 +18,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from speculators.attention.segments import Segment, SegmentPlan
+from speculators.modules.parts import part
 
 _LOG2E = math.log2(math.e)
 _KEEP_BYTES = 256 * 2**20
 
 
+@part("attention")
 def segment_attention(
     q: Float[Tensor, "anchor query head head_dim"],
     k_context: Float[Tensor, "sequence kv_head head_dim"],

@@ -1,4 +1,4 @@
-"""The command line: `speculators train|prepare|serve|extract|evaluate`, and `python train.py`."""
+"""The command line: `speculators COMMAND`, and `python train.py`."""
 
 from speculators.cli.entry import main
 

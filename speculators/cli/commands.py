@@ -119,5 +119,20 @@ _EXTRACT = Command(
     needs=(_SOURCE,),
 )
 
-COMMANDS = {command.name: command for command in (_TRAIN, _PREPARE, _SERVE, _EXTRACT, _EVALUATE)}
+_PLAN = Command(
+    "plan",
+    "speculators.plan.command",
+    "memory, disk and time before the start, from the configuration alone",
+    (
+        *("plan.device", "plan.measure", "plan.mfu", "plan.num_samples", "plan.sample_tokens"),
+        *("plan.supervised_fraction", "verifier.name_or_path", "training.sequence_length"),
+        *("training.epochs", "training.accumulation_steps", "launcher.num_processes"),
+        *("speculator.num_layers", "speculator.block_size", "speculator.max_anchors"),
+        *("hidden_states.store_dtype", "training.ema_decay"),
+    ),
+)
+
+COMMANDS = {
+    command.name: command for command in (_TRAIN, _PREPARE, _PLAN, _SERVE, _EXTRACT, _EVALUATE)
+}
 """Every command by name, in the order of the help."""

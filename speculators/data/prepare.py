@@ -66,6 +66,7 @@ def prepare(
     answerer: Answerer | None = None,
     verifier: str = "",
     progress: bool = True,
+    only_found: bool = False,
 ) -> PreparedData:
     """Return prepared data, made now or found from an earlier run with the same inputs.
 
@@ -83,10 +84,12 @@ def prepare(
             prepared data or answers of an earlier start are found.
         verifier: hash of the verifier's weights; part of the identity of regenerated data.
         progress: show a progress bar.
+        only_found: prepare nothing.
 
     Raises:
         ConfigError: regeneration without a verifier, or a template whose masks come out wrong.
-        DataError: rows that cannot be read, or nothing left to train on.
+        DataError: rows that cannot be read, or nothing left to train on; with `only_found`, nothing
+            prepared.
     """
     if config.regenerate.enabled and answerer is None:
         raise ConfigError("data.regenerate.enabled=true: needs a verifier that can generate")
@@ -111,6 +114,8 @@ def prepare(
     folder = cache_dir / "prepared" / f"{config.name}-{fingerprint[:16]}"
     if (folder / MANIFEST).exists():
         return PreparedData.load(folder)
+    if only_found:
+        raise DataError(f"{folder}: not prepared yet; `speculators prepare` does it")
     with written_aside(folder) as partial:
         job.run(partial, identity, fingerprint)
     return PreparedData.load(folder, reused=False)

@@ -18,11 +18,12 @@ from speculators.launch.verifier_stage import Verifier, longest_sample
 _TOGETHER = 4096
 
 
-def prepare_data(config: Config, verifier: Verifier) -> PreparedData:
+def prepare_data(config: Config, verifier: Verifier, *, only_found: bool = False) -> PreparedData:
     """Return the tokenised conversations, from the cache when the same inputs were prepared.
 
     No sample is longer than a packed row, nor than the verifier's context: behind its end there are
-    no states worth learning from.
+    no states worth learning from. With `only_found` what was not
+    prepared before is a DataError.
     """
     settings = config.data
     rewrites = settings.regenerate.enabled
@@ -36,6 +37,7 @@ def prepare_data(config: Config, verifier: Verifier) -> PreparedData:
         cache_dir=Path(config.cache_dir),
         answerer=_answerer(config, verifier) if rewrites else None,
         verifier=verifier.revision() if rewrites else "",
+        only_found=only_found,
     )
 
 

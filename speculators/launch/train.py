@@ -35,8 +35,10 @@ from speculators.launch.threads import limit_threads
 from speculators.launch.validation_stage import Validation
 from speculators.launch.verifier_stage import Verifier
 from speculators.launch.vocabulary_stage import announce_vocabulary
+from speculators.training.profile import watched_steps
 from speculators.training.ranks import Ranks
 from speculators.training.result import TrainResult
+from speculators.training.step import uses_bfloat16
 from speculators.training.trackers import open_tracker
 from speculators.training.trainer import Trainer
 
@@ -148,7 +150,15 @@ class _Training:
             if self.ranks.is_main:
                 write_provenance(self.folder, self.config, argv)
                 write_json(self.folder / "data_report.json", data.report.to_dict())
-            return trainer.fit()
+            with watched_steps(
+                self.config.training.profile_steps if self.ranks.is_main else None,
+                drafter,
+                self.verifier.device,
+                self.folder,
+                self.console,
+                bfloat16=uses_bfloat16(self.config.training.precision, self.verifier.device),
+            ):
+                return trainer.fit()
         finally:
             source.close()
 

@@ -31,6 +31,7 @@ from speculators.modules.divergences import (
 )
 from speculators.modules.gemm import matmul_t, pad_rows
 from speculators.modules.partition import expectation, partition, top_entries
+from speculators.modules.parts import part
 
 _CHUNK_BYTES = {"cpu": 8 * 2**20}
 _CHUNK_BYTES_ACCELERATOR = 512 * 2**20
@@ -69,6 +70,7 @@ class ChunkedLoss:
     correct: Bool[Tensor, "slot"]
 
 
+@part("head and loss")
 def chunked_head_loss(
     hidden: Float[Tensor, "slot hidden"],
     head: Float[Tensor, "draft_vocab hidden"],

@@ -55,6 +55,22 @@ def build_optimizers(
     raise ConfigError(f"optimizer.name={config.name}: allowed: adamw, muon")
 
 
+def state_bytes(parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> int:
+    """Return the bytes of what `build_optimizers` remembers once every weight has moved.
+
+    AdamW: two moments and a counter per tensor; Muon: one momentum. All of them fp32.
+
+    Args:
+        parameters: may lie on the meta device.
+        config: `AdamWConfig` or `MuonConfig`.
+    """
+    total = 0
+    for name, parameter in parameters.items():
+        by_muon = isinstance(config, MuonConfig) and _takes_muon(name, parameter)
+        total += 4 * parameter.numel() if by_muon else 8 * parameter.numel() + 4
+    return total
+
+
 def set_learning_rate(optimizers: Sequence[Optimizer], factor: float) -> float:
     """Set every group to its peak times `factor`; return the first group's learning rate."""
     for optimizer in optimizers:

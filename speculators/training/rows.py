@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 
 from speculators.data.types import PackedBatch
 from speculators.errors import DataError
+from speculators.modules.parts import part
 from speculators.training.ranks import Ranks
 
 
@@ -85,6 +86,13 @@ class EpochRows:
         if close is not None:
             close()
 
+    @part("data wait")
+    def _wait(self) -> PackedBatch | None:
+        start = time.perf_counter()
+        row = next(self._iterator, None)
+        self.seconds += time.perf_counter() - start
+        return row
+
     def take(self, count: int) -> Iterator[PackedBatch]:
         """Yield the next `count` rows.
 
@@ -92,9 +100,7 @@ class EpochRows:
             DataError: the source ended early.
         """
         for _ in range(count):
-            start = time.perf_counter()
-            row = next(self._iterator, None)
-            self.seconds += time.perf_counter() - start
+            row = self._wait()
             if row is None:
                 raise DataError(
                     f"epoch {self._epoch} was to have {self.num_rows} packed rows, but the loader "

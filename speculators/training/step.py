@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from speculators.algorithms.base import Drafter, Output, StepContext
 from speculators.config.schema import Precision
 from speculators.data.types import PackedBatch
+from speculators.modules.parts import part
 from speculators.training.optimizers import set_learning_rate
 from speculators.training.ranks import Ranks
 from speculators.training.spread import Spread
@@ -78,6 +79,7 @@ class Stepper:
     ranks: Ranks
     spread: Spread
 
+    @part("step")
     def run(self, rows: Iterable[PackedBatch], count: int, step: int, factor: float) -> StepReport:
         """Train on the rows of all ranks as if they were one.
 
@@ -119,13 +121,21 @@ class Stepper:
         return autocast(self.precision, self.device)
 
     def _forward_backward(self, row: PackedBatch, context: StepContext) -> Output:
-        row = row.to(self.device, non_blocking=True)
-        with self.autocast():
-            output = self.drafter.compute_loss(row, self.teacher, context)
+        output = self._forward(row.to(self.device, non_blocking=True), context)
         if output.loss_sum.requires_grad:
-            output.loss_sum.backward()
+            self._backward(output)
         return Output(output.loss_sum.detach(), output.divisor.detach(), output.sums, output.counts)
 
+    @part("forward")
+    def _forward(self, row: PackedBatch, context: StepContext) -> Output:
+        with self.autocast():
+            return self.drafter.compute_loss(row, self.teacher, context)
+
+    @part("backward")
+    def _backward(self, output: Output) -> None:
+        output.loss_sum.backward()
+
+    @part("optimizer")
     def _update(
         self, total: Output, seen: Int[Tensor, "kind"]
     ) -> tuple[float | None, str | None, tuple[int, int]]:

@@ -17,9 +17,11 @@ from speculators.algorithms.anchors import (
     walk_anchors,
 )
 from speculators.algorithms.base import Drafter, DraftSession, Output, Proposal, StepContext
+from speculators.algorithms.cost import StepCost, Workload
 from speculators.algorithms.dflash import resolve as resolving
 from speculators.algorithms.dflash import serving
 from speculators.algorithms.dflash.config import AnchorStrategy, DFlashConfig, PositionWeights
+from speculators.algorithms.dflash.cost import dflash_cost
 from speculators.algorithms.dflash.loss import divisor, dpace_weights, slot_weights
 from speculators.algorithms.dflash.network import DFlashNetwork
 from speculators.algorithms.dflash.session import DFlashSession
@@ -141,6 +143,11 @@ class DFlashDrafter(DFlashNetwork, DraftTables, Drafter[DFlashConfig]):
         states = noisy(states, self.config.input_noise if self.training else 0.0, step)
         hidden = self._hidden(states, batch.input_ids, layout, plan.flat)
         return self.train_slots(hidden, batch, teacher, plan, layout)
+
+    def step_cost(self, work: Workload) -> StepCost:
+        """Count from sizes, see `Drafter.step_cost`."""
+        sizes, terms = LayerSizes.of(self.config, self.spec), self.config.loss.active()
+        return dflash_cost(self.config, sizes, len(self.vocabulary), terms, work)
 
     def start_candidates(self, batch: PackedBatch) -> Bool[Tensor, "sequence"]:
         """Mark the tokens that can be anchors, see `Drafter.start_candidates`."""

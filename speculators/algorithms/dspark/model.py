@@ -9,6 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from speculators.algorithms.base import Output, Proposal
+from speculators.algorithms.cost import StepCost, Workload
+from speculators.algorithms.dflash.cost import dflash_cost
 from speculators.algorithms.dflash.model import DFlashDrafter
 from speculators.algorithms.dspark import serving
 from speculators.algorithms.dspark.config import DSparkConfig
@@ -19,6 +21,7 @@ from speculators.attention.layout import BlockLayout
 from speculators.config.schema import AttentionBackend
 from speculators.data.types import PackedBatch
 from speculators.data.vocabulary import DraftVocabulary
+from speculators.modules.decoder import LayerSizes
 from speculators.modules.partition import top_tokens
 from speculators.verifier.head import VerifierHead
 from speculators.verifier.spec import VerifierSpec
@@ -60,6 +63,17 @@ class DSparkDrafter(DFlashDrafter):
         self.markov_head = MarkovHead(spec.vocab_size, len(vocabulary), config.markov_rank)
         width = spec.hidden_size + config.markov_rank
         self.confidence_head = ConfidenceHead(width) if config.confidence_weight > 0 else None
+
+    def step_cost(self, work: Workload) -> StepCost:
+        """Count from sizes, see `Drafter.step_cost`; the heads make the draft head wider."""
+        config, sizes = self.config, LayerSizes.of(self.config, self.spec)
+        terms = config.loss.active()
+        if self.confidence_head is not None:
+            terms = {"tv": 0.0, **terms}
+        width = sizes.hidden_size + config.markov_rank
+        return dflash_cost(
+            config, sizes, len(self.vocabulary), terms, work, head_width=width, trained_head=True
+        )
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator) -> None:

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from speculators.algorithms.anchors import anchors_with_predecessor, fill_anchors
 from speculators.algorithms.base import Drafter, DraftSession, Output, StepContext
+from speculators.algorithms.cost import StepCost, Workload
 from speculators.algorithms.eagle3 import serving
 from speculators.algorithms.eagle3.config import Eagle3Config, TttTokens
+from speculators.algorithms.eagle3.cost import eagle3_cost
 from speculators.algorithms.eagle3.metrics import step_accuracies
 from speculators.algorithms.eagle3.network import Eagle3Network
 from speculators.algorithms.eagle3.resolve import fill_fused
@@ -31,6 +33,7 @@ from speculators.config.schema import AttentionBackend
 from speculators.data.types import PackedBatch
 from speculators.data.vocabulary import DraftVocabulary
 from speculators.modules.chunked_head import ChunkedLoss
+from speculators.modules.decoder import LayerSizes
 from speculators.verifier.head import VerifierHead
 from speculators.verifier.spec import VerifierSpec
 
@@ -139,6 +142,11 @@ class Eagle3Drafter(Eagle3Network, DraftTables, Drafter[Eagle3Config]):
             chosen, head, plan, batch, teacher, config, rows=self.verifier_rows(teacher)
         )
         return self._output(loss, plan, steps)
+
+    def step_cost(self, work: Workload) -> StepCost:
+        """Count from sizes, see `Drafter.step_cost`."""
+        sizes = LayerSizes.of(self.config, self.spec)
+        return eagle3_cost(self.config, sizes, len(self.vocabulary), work)
 
     def start_candidates(self, batch: PackedBatch) -> Bool[Tensor, "sequence"]:
         """Mark response tokens whose predecessor has a state, see `Drafter.start_candidates`."""

@@ -16,12 +16,14 @@ from speculators.algorithms.anchors import (
     random_anchors,
 )
 from speculators.algorithms.base import Drafter, DraftSession, Output, StepContext
+from speculators.algorithms.cost import StepCost, Workload
 from speculators.algorithms.eagle3.resolve import fill_fused
 from speculators.algorithms.metrics import training_metrics
 from speculators.algorithms.noise import noisy
 from speculators.algorithms.objective import labelled, on_grid, skips_unreachable, slot_losses
 from speculators.algorithms.peagle import serving
 from speculators.algorithms.peagle.config import PEagleConfig
+from speculators.algorithms.peagle.cost import peagle_cost
 from speculators.algorithms.peagle.network import PEagleNetwork
 from speculators.algorithms.peagle.session import PEagleSession
 from speculators.algorithms.resolving import mask_problems, refuse, unused_token
@@ -32,6 +34,7 @@ from speculators.attention.layout import BlockLayout, MaskRule
 from speculators.config.schema import AttentionBackend
 from speculators.data.types import PackedBatch
 from speculators.data.vocabulary import DraftVocabulary
+from speculators.modules.decoder import LayerSizes
 from speculators.verifier.head import VerifierHead
 from speculators.verifier.spec import VerifierSpec
 
@@ -138,6 +141,11 @@ class PEagleDrafter(PEagleNetwork, DraftTables, Drafter[PEagleConfig]):
         sums, counts = training_metrics(plan, supervised, right, loss.terms, known)
         weights = config.slot_decay ** slots.to(loss.loss.dtype)
         return Output((weights * loss.loss).sum(), weights.sum(), sums, counts)
+
+    def step_cost(self, work: Workload) -> StepCost:
+        """Count from sizes, see `Drafter.step_cost`."""
+        sizes = LayerSizes.of(self.config, self.spec)
+        return peagle_cost(self.config, sizes, len(self.vocabulary), work)
 
     def start_candidates(self, batch: PackedBatch) -> Bool[Tensor, "sequence"]:
         """Mark response tokens whose predecessor has a state, see `Drafter.start_candidates`."""

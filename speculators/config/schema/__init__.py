@@ -30,6 +30,7 @@ from speculators.config.schema.optimization import (
     ScheduleConfig,
     ScheduleName,
 )
+from speculators.config.schema.plan import PlanConfig
 from speculators.config.schema.root import AttentionBackend, Config
 from speculators.config.schema.serve import ServeConfig
 from speculators.config.schema.source import DataFormat, PartConfig, SourceConfig
@@ -48,7 +49,7 @@ from speculators.config.schema.training import (
     TrackerConfig,
     TrainingConfig,
 )
-from speculators.config.schema.verifier import VerifierConfig
+from speculators.config.schema.verifier import VerifierConfig, VerifierSizes
 
 __all__ = [
     "AdamWConfig",
@@ -74,6 +75,7 @@ __all__ = [
     "OnMissing",
     "OptimizerConfig",
     "PartConfig",
+    "PlanConfig",
     "Precision",
     "RegenerateConfig",
     "Sampling",
@@ -88,4 +90,5 @@ __all__ = [
     "Truncation",
     "Unfinished",
     "VerifierConfig",
+    "VerifierSizes",
 ]

@@ -13,6 +13,7 @@ from speculators.config.schema.evaluation import EvaluationConfig
 from speculators.config.schema.extract import ExtractConfig
 from speculators.config.schema.hidden_states import HiddenStatesConfig
 from speculators.config.schema.optimization import OptimizerConfig, ScheduleConfig
+from speculators.config.schema.plan import PlanConfig
 from speculators.config.schema.problem import Problem, at_least
 from speculators.config.schema.serve import ServeConfig
 from speculators.config.schema.speculator import SpeculatorConfig
@@ -44,6 +45,7 @@ class Config:
     evaluation: EvaluationConfig = MISSING
     serve: ServeConfig = field(default_factory=ServeConfig)
     extract: ExtractConfig = field(default_factory=ExtractConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
     seed: int = 0
     """Everything random is drawn from generators named after this seed."""
     output_dir: str = MISSING

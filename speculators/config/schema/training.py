@@ -69,6 +69,9 @@ class TrainingConfig:
     """Format of `model.safetensors`; fp32 masters are kept beside the optimizer either way."""
     log_every_steps: int = 10
     """One line of `metrics.jsonl` every n steps."""
+    profile_steps: int | None = None
+    """Time the parts of so many steps after the first, then trace one and watch the memory of one
+    (`profile.json`, `trace.json`); null: off."""
     max_bad_steps: int = 10
     """Steps with a NaN or infinite gradient are skipped; after this many in a row the run stops."""
     resume: bool = True
@@ -83,6 +86,7 @@ class TrainingConfig:
         for name in ("max_steps", "validate_every_steps", "checkpoint_every_steps", "keep_last"):
             yield from at_least(self, name, 1)
         yield from at_least(self, "validation_samples", 1)
+        yield from at_least(self, "profile_steps", 1)
         yield from at_least(self, "sequence_length", 8)
         yield from positive(self, "clip_norm")
         yield from between(self, "ema_decay", 0, 1)

@@ -12,6 +12,32 @@ from speculators.config.schema.problem import Problem
 
 
 @dataclass
+class VerifierSizes:
+    """What `config.json` says of sizes, for planning where it cannot be had."""
+
+    num_layers: int = MISSING
+    """Decoder layers."""
+    hidden_size: int = MISSING
+    """Width of the residual stream."""
+    intermediate_size: int = MISSING
+    """Width of the MLP."""
+    vocab_size: int = MISSING
+    """Rows of the embedding."""
+    num_attention_heads: int = MISSING
+    """Query heads."""
+    num_key_value_heads: int = MISSING
+    """Key and value heads."""
+    head_dim: int = MISSING
+    """Size of a head."""
+    tie_word_embeddings: bool = False
+    """The head is the embedding."""
+    dtype: str = "bfloat16"
+    """Number format of the stored weights."""
+    model_type: str = MISSING
+    """Family, for example qwen3."""
+
+
+@dataclass
 class VerifierConfig:
     """The model whose output must not change."""
 
@@ -31,6 +57,8 @@ class VerifierConfig:
     """An existing embedding row that no text uses; null looks for one and prints it."""
     draft_vocab_size: int | None = None
     """Recommended size of the reduced draft vocabulary; null keeps the whole vocabulary."""
+    sizes: VerifierSizes | None = None
+    """plan: sizes to count with when the model's own config.json cannot be had."""
     template: str = "auto"
     """auto: the tokenizer's chat template, or plain text where it has none; plain: turns joined
     as they are, for base models; otherwise the path of a Jinja file."""

@@ -26,6 +26,16 @@ class LiveBytes(TorchDispatchMode):
         self.now = self.peak = self.largest = 0
         self._known: set[int] = set()
 
+    def begin(self) -> int:
+        """Forget the peak so far and return it: a part of the block begins."""
+        before, self.peak = self.peak, self.now
+        return before
+
+    def end(self, before: int) -> int:
+        """Return the peak since `begin` returned `before`, and go on with the whole block's."""
+        mine, self.peak = self.peak, max(self.peak, before)
+        return mine
+
     def __torch_dispatch__(
         self,
         func: Callable[..., Any],
