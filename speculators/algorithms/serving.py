@@ -175,9 +175,7 @@ def read_training(
             elif isinstance(default, LossWeights):
                 value = LossWeights(**value)
         except (TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"config.json: {TRAINING_KEY}.{name}={value}: {error}"
-            ) from error
+            raise CheckpointError(f"config.json: {TRAINING_KEY}.{name}={value}: {error}") from error
         values[name] = value
     return values
 

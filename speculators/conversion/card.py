@@ -122,8 +122,7 @@ def _serve(facts: Facts) -> str:
             "num_speculative_tokens": facts.num_draft_tokens,
         }
         command = (
-            f"vllm serve {facts.verifier} \\\n"
-            f"    --speculative-config '{json.dumps(speculation)}'"
+            f"vllm serve {facts.verifier} \\\n    --speculative-config '{json.dumps(speculation)}'"
         )
     text = f"```\n{command}\n```"
     if facts.on_hub:
@@ -169,7 +168,7 @@ def _data(facts: Facts) -> str:
     rows = {
         key.replace("_", " "): f"{value:,}" if isinstance(value, int) else value
         for key, value in facts.data.items()
-        if isinstance(value, (str, int, float)) and not _is_place(value)
+        if isinstance(value, (str, int)) and not _is_place(value)
     }
     return _table(("", ""), rows.items()) if rows else ""
 
@@ -181,9 +180,12 @@ def _configuration(facts: Facts) -> str:
 
 def _without_places(group: Any) -> Any:
     """Leave out what only means something on the machine of the run."""
+    if isinstance(group, list):
+        return [_without_places(item) for item in group if not _is_place(item)]
     if not isinstance(group, Mapping):
         return group
-    return {k: v for k, v in group.items() if k not in _PLACES and not _is_place(v)}
+    kept = {k: v for k, v in group.items() if k not in _PLACES and not _is_place(v)}
+    return {k: _without_places(v) for k, v in kept.items()}
 
 
 def _is_place(value: Any) -> bool:

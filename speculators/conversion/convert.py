@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -104,7 +106,7 @@ def choose_target(source: str, wanted: str | None) -> str:
     known = (OURS, *layouts())
     if wanted is not None and wanted not in known:
         raise ConfigError(
-            f"convert.to={wanted}: no such layout;{did_you_mean(wanted, known)} there are "
+            f"convert.to={wanted}: no such layout:{did_you_mean(wanted, known)} there are "
             f"{', '.join(known)}"
         )
     return wanted or OURS
@@ -122,8 +124,16 @@ def read_body(content: Content, source: str, target: TargetModel, wishes: Wishes
     return _read_foreign(content, layouts()[source], target, wishes)
 
 
-def write_body(body: Body, to: str, target: TargetModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def write_body(
+    body: Body, to: str, target: TargetModel, folder: Path
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return `config.json` and tensors of the layout `to`.
+
+    Args:
+        body: the drafter.
+        to: name of the layout.
+        target: the verifier.
+        folder: where the drafter was read, for messages.
 
     Raises:
         CheckpointError: the layout is another algorithm's, or cannot say what the drafter is.
@@ -137,11 +147,12 @@ def write_body(body: Body, to: str, target: TargetModel) -> tuple[dict[str, Any]
             f"convert.to={to}: holds {layout.speculators_model_type} drafters, this is a {kind} "
             f"drafter; possible: {', '.join(others) or 'none'}"
         )
-    config = layout.write(body.drafter.config, body.drafter.spec)
+    with _in_folder(folder):
+        config = layout.write(body.drafter.config, body.drafter.spec)
     tensors = dict(body.tensors)
     if layout.stores_head and _HEAD not in tensors:
         tensors[_HEAD] = target.tables.lm_head.to(_dtype(tensors))
-    config["torch_dtype"] = _dtype_name(tensors)
+    config["dtype"] = _dtype_name(tensors)
     return config, {_there(layout, name): tensor for name, tensor in tensors.items()}
 
 
@@ -176,9 +187,10 @@ def _read_foreign(
         raise CheckpointError(f"{folder / MASK_FILE}: the {layout.name} layout has no such file")
     renamed = {_here(layout, name): tensor for name, tensor in content.tensors.items()}
     tensors = _without_copies(content, renamed, (), target)
-    settings, spec = layout.read(content.config, tensors.keys(), target.spec, wishes)
+    with _in_folder(folder):
+        asked, spec = layout.read(content.config, tensors.keys(), target.spec, wishes)
     try:
-        settings = algorithm.resolve(settings, spec, [])
+        settings = algorithm.resolve(asked, spec, [])
     except ConfigError as error:
         raise CheckpointError(f"{folder}/config.json: " + "; ".join(error.problems)) from error
     tensors = dict(_split(tensors, settings))
@@ -187,8 +199,8 @@ def _read_foreign(
     config = drafter.serving_config() | {"dtype": _dtype_name(tensors)}
     config[TOKENIZER_KEY] = target.spec.tokenizer_hash
     # How it was trained is not known: only what changes its tensors is kept.
-    default, training = type(settings)(), config.pop(TRAINING_KEY, {})
-    kept = {k: v for k, v in training.items() if getattr(settings, k) != getattr(default, k)}
+    default, training = type(asked)(), config.pop(TRAINING_KEY, {})
+    kept = {k: v for k, v in training.items() if getattr(asked, k) != getattr(default, k)}
     check_config(folder, config, drafter)
     _check(content, tensors, drafter.saved_tensors(), lambda name: _there(layout, name))
     return Body(drafter, tensors, {**config, TRAINING_KEY: kept})
@@ -274,12 +286,23 @@ def _check(
     check_finite(content.weights, found)
 
 
-def _unknown(config: Mapping[str, Any], known: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def _unknown(
+    config: Mapping[str, Any], known: Mapping[str, Any], prefix: str = ""
+) -> Iterator[str]:
     for key, value in config.items():
         if key not in known and key not in _IGNORED:
             yield f"{prefix}{key}"
         elif key == "transformer_layer_config" and isinstance(value, Mapping):
             yield from _unknown(value, known[key], f"{key}.")
+
+
+@contextmanager
+def _in_folder(folder: Path) -> Iterator[None]:
+    """Put the folder before messages about its `config.json`: layouts do not know it."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}/{error}") from error
 
 
 def _type_of(layout: Layout[Any]) -> dict[str, str]:

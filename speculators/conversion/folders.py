@@ -113,9 +113,7 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"{path}: is damaged or holds more than tensors ({first})"
-        ) from error
+        raise CheckpointError(f"{path}: is damaged or holds more than tensors ({first})") from error
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise CheckpointError(f"{path}: must hold tensors by name")
     return tensors

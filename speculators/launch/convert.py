@@ -32,7 +32,7 @@ from speculators.conversion.folders import (
 from speculators.conversion.hub_upload import check_repository, upload
 from speculators.errors import CheckpointError, ConfigError
 from speculators.evaluation.report.run_files import RunFiles
-from speculators.launch.evaluate import FROM_CHECKPOINT, trained_config, with_verifier
+from speculators.launch.evaluate import FROM_CHECKPOINT, with_verifier
 from speculators.verifier.spec_reader import read_spec
 from speculators.verifier.weights import read_tables
 
@@ -71,13 +71,20 @@ def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
     settings = config.convert
     wishes = Wishes(settings.target_layer_ids, settings.num_draft_tokens)
     body = read_body(plan.content, plan.source, target, wishes)
-    written, tensors = write_body(body, plan.to, target)
+    written, tensors = write_body(body, plan.to, target, plan.content.folder)
     copies = _copies(plan)
     texts = {} if config.push_to_hub is None else {CARD_FILE: _card(config, plan, body)}
     write_content(plan.output, written, tensors, texts, copies)
     console.print(
         f"written:     {plan.to} layout, {len(tensors)} tensors, to {plan.output}", soft_wrap=True
     )
+    named = body.config["speculators_config"]["verifier"]["name_or_path"]
+    if config.push_to_hub is not None and Path(named).is_absolute():
+        console.print(
+            f"note:        the verifier is named by a folder of this machine, {named}; give "
+            "verifier=hf verifier.name_or_path=HUB_ID for others",
+            soft_wrap=True,
+        )
     result: dict[str, Any] = {"source": plan.source, "to": plan.to, "folder": str(plan.output)}
     if config.push_to_hub is not None:
         result["commit"] = _push(config, plan, console)
@@ -108,8 +115,7 @@ def _plan(config: Config) -> Plan:
 
 def _target(config: Config, plan: Plan) -> TargetModel:
     if plan.source == OURS:
-        folder = plan.content.folder
-        config = with_verifier(config, trained_config(folder), plan.content.config)
+        config = with_verifier(config, None, plan.content.config)
     elif config.verifier.name_or_path == FROM_CHECKPOINT:
         raise ConfigError(
             f"verifier.name_or_path={FROM_CHECKPOINT}: the {plan.source} layout does not name its "

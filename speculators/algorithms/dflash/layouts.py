@@ -94,8 +94,8 @@ class AuthorsLayout(Layout[DFlashConfig]):
 def _extraction_ids(ids: list[int], spec: VerifierSpec, wishes: Wishes) -> list[int]:
     if wishes.target_layer_ids is not None:
         raise CheckpointError(
-            f"convert.target_layer_ids={list(wishes.target_layer_ids)}: this checkpoint names its "
-            f"layers ({_KEY}.target_layer_ids={ids}); leave it null"
+            f"config.json: {_KEY}.target_layer_ids={ids}: the layers are named here; leave "
+            "convert.target_layer_ids null"
         )
     if spec.num_layers - 1 in ids:
         raise CheckpointError(
@@ -118,8 +118,8 @@ def _block_size(flat: FlatReader, own: FlatReader, wishes: Wishes) -> int:
     (size,) = given
     if wishes.num_draft_tokens not in (None, size - 1):
         raise CheckpointError(
-            f"convert.num_draft_tokens={wishes.num_draft_tokens}: a block of {size} drafts "
-            f"{size - 1} tokens; leave it null"
+            f"config.json: block_size={size}: a block drafts {size - 1} tokens; leave "
+            "convert.num_draft_tokens null"
         )
     return size
 

@@ -1,4 +1,4 @@
-"""The layout of Eagle-3's authors, which SpecForge writes too (checkpoint specification, section 6).
+"""The layout of Eagle-3's authors, and of SpecForge (checkpoint specification, section 6).
 
 One flat `config.json`; the first layer is called `midlayer`; the drafter has a head of its own, and
 the layers it reads are not stored: they follow from the verifier's depth.

@@ -68,7 +68,7 @@ class Config:
     """prepare: name every row that cannot be used, with file, line, reason and what becomes of it;
     write nothing."""
     dry_run: bool = False
-    """serve: print the command that would be run, and stop. convert: write folder and model card, and
+    """serve: print the command that would be run, and stop. convert: write folder and model card,
     upload nothing."""
 
     def problems(self) -> Iterator[Problem]:
