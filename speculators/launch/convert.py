@@ -114,13 +114,13 @@ def _plan(config: Config) -> Plan:
 
 
 def _target(config: Config, plan: Plan) -> TargetModel:
-    if plan.source == OURS:
+    if config.verifier.name_or_path == FROM_CHECKPOINT:
+        if plan.source != OURS:
+            raise ConfigError(
+                f"verifier.name_or_path={FROM_CHECKPOINT}: the {plan.source} layout does not name "
+                "its verifier; give verifier=hf verifier.name_or_path=DIR or a hub id"
+            )
         config = with_verifier(config, None, plan.content.config)
-    elif config.verifier.name_or_path == FROM_CHECKPOINT:
-        raise ConfigError(
-            f"verifier.name_or_path={FROM_CHECKPOINT}: the {plan.source} layout does not name its "
-            "verifier; give verifier=hf verifier.name_or_path=DIR or a hub id"
-        )
     spec = read_spec(config.verifier)
     return TargetModel(spec, lambda: read_tables(spec))
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from algorithms.rows import make_batch, make_spec
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from algorithms.rows import make_batch, make_spec
 from speculators.algorithms.base import Drafter
 from speculators.algorithms.dflash.config import DFlashConfig
 from speculators.algorithms.dflash.model import DFlashDrafter
@@ -49,7 +49,12 @@ def no_tables() -> VerifierTables:
 
 
 def dflash(**changes: Any) -> Drafter[Any]:
-    values = {"num_layers": 2, "block_size": 4, "target_layer_ids": [1, 4, 7], "mask_token_id": 95}
+    values: dict[str, Any] = {
+        "num_layers": 2,
+        "block_size": 4,
+        "target_layer_ids": [1, 4, 7],
+        "mask_token_id": 95,
+    }
     vocabulary = changes.pop("vocabulary", FULL)
     config = DFlashConfig(**values | {"draft_vocab_size": len(vocabulary)} | changes)
     return _shaken(DFlashDrafter, DFlashDrafter.resolve(config, SPEC, []), vocabulary)
@@ -57,7 +62,7 @@ def dflash(**changes: Any) -> Drafter[Any]:
 
 def eagle3(**changes: Any) -> Drafter[Any]:
     """One that the authors' layout can express, unless changed."""
-    values = {
+    values: dict[str, Any] = {
         "num_layers": 1,
         "layer_type": LayerType.llama,
         "norm_before_residual": False,

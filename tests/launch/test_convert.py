@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from launch.hub_standin import HubStandIn, serving
 from safetensors.torch import load_file
 
+from launch.hub_standin import HubStandIn, serving
 from speculators.algorithms.dflash.config import DFlashConfig
 from speculators.algorithms.dflash.model import DFlashDrafter
 from speculators.config.composition import compose
