@@ -196,7 +196,7 @@ def _read_foreign(
     tensors = dict(_split(tensors, settings))
     named = Content(folder, content.weights, content.config, tensors)
     drafter = _empty(algorithm, settings, spec, named, target.spec.vocab_size)
-    config = drafter.serving_config() | {"dtype": _dtype_name(tensors)}
+    config: dict[str, Any] = drafter.serving_config() | {"dtype": _dtype_name(tensors)}
     config[TOKENIZER_KEY] = target.spec.tokenizer_hash
     # How it was trained is not known: only what changes its tensors is kept.
     default, training = type(asked)(), config.pop(TRAINING_KEY, {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import HfApi
@@ -25,11 +26,12 @@ def check_repository(repository: str) -> None:
         ) from error
 
 
-def upload(folder: Path, repository: str, *, private: bool) -> str:
-    """Upload every file of a folder in one commit, making the repository if need be.
+def upload(folder: Path, names: Sequence[str], repository: str, *, private: bool) -> str:
+    """Upload files in one commit, making the repository if need be.
 
     Args:
-        folder: the files.
+        folder: where they are.
+        names: the files.
         repository: OWNER/NAME.
         private: of a repository that is made.
 
@@ -43,7 +45,10 @@ def upload(folder: Path, repository: str, *, private: bool) -> str:
     try:
         api.create_repo(repository, private=private, exist_ok=True)
         commit = api.upload_folder(
-            repo_id=repository, folder_path=folder, commit_message="Add drafter and model card"
+            repo_id=repository,
+            folder_path=folder,
+            allow_patterns=list(names),
+            commit_message="Add drafter and model card",
         )
     except (HfHubHTTPError, LocalTokenNotFoundError, OSError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -30,6 +30,7 @@ from speculators.conversion.folders import (
     write_content,
 )
 from speculators.conversion.hub_upload import check_repository, upload
+from speculators.conversion.integrity import CONFIG_FILE, WEIGHTS_FILE
 from speculators.errors import CheckpointError, ConfigError
 from speculators.evaluation.report.run_files import RunFiles
 from speculators.launch.evaluate import FROM_CHECKPOINT, with_verifier
@@ -87,7 +88,8 @@ def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
         )
     result: dict[str, Any] = {"source": plan.source, "to": plan.to, "folder": str(plan.output)}
     if config.push_to_hub is not None:
-        result["commit"] = _push(config, plan, console)
+        names = (CONFIG_FILE, WEIGHTS_FILE, *texts, *copies)
+        result["commit"] = _push(config, plan, names, console)
     return result
 
 
@@ -158,12 +160,12 @@ def _card(config: Config, plan: Plan, body: Body) -> str:
     return model_card(facts)
 
 
-def _push(config: Config, plan: Plan, console: Console) -> str | None:
+def _push(config: Config, plan: Plan, names: Sequence[str], console: Console) -> str | None:
     repository = config.push_to_hub or ""
     console.print(f"model card:  {plan.output / CARD_FILE}", soft_wrap=True)
     if config.dry_run:
         console.print(f"dry_run:     nothing was uploaded to {repository}", soft_wrap=True)
         return None
-    address = upload(plan.output, repository, private=config.convert.private)
+    address = upload(plan.output, names, repository, private=config.convert.private)
     console.print(f"uploaded:    {address}", soft_wrap=True)
     return address

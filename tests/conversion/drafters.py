@@ -56,7 +56,7 @@ def dflash(**changes: Any) -> Drafter[Any]:
         "mask_token_id": 95,
     }
     vocabulary = changes.pop("vocabulary", FULL)
-    config = DFlashConfig(**values | {"draft_vocab_size": len(vocabulary)} | changes)
+    config = DFlashConfig(draft_vocab_size=len(vocabulary), **values | changes)
     return _shaken(DFlashDrafter, DFlashDrafter.resolve(config, SPEC, []), vocabulary)
 
 
@@ -69,7 +69,7 @@ def eagle3(**changes: Any) -> Drafter[Any]:
         "train_lm_head": True,
     }
     vocabulary = changes.pop("vocabulary", REDUCED)
-    config = Eagle3Config(**values | {"draft_vocab_size": len(vocabulary)} | changes)
+    config = Eagle3Config(draft_vocab_size=len(vocabulary), **values | changes)
     return _shaken(Eagle3Drafter, Eagle3Drafter.resolve(config, SPEC, []), vocabulary)
 
 
