@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import Any
 
 from speculators.algorithms.base import Drafter
+from speculators.algorithms.layouts import Layout
 from speculators.config.discovery import algorithms
 from speculators.config.wording import did_you_mean
 from speculators.errors import ConfigError
@@ -41,3 +43,24 @@ def drafter_class(name: str) -> type[Drafter[Any]]:
             f"speculators_model_type {name!r}, it defines {len(found)}"
         )
     return found[0]
+
+
+def layouts() -> dict[str, Layout[Any]]:
+    """Return the layouts of other writers, by name: those of every algorithm's `layouts.py`.
+
+    Raises:
+        ConfigError: two of them have one name.
+    """
+    found: dict[str, Layout[Any]] = {}
+    for algorithm in algorithms().values():
+        name = f"{algorithm.package}.layouts"
+        if importlib.util.find_spec(name) is None:
+            continue
+        for value in vars(importlib.import_module(name)).values():
+            own = isinstance(value, type) and issubclass(value, Layout)
+            if not own or value.__module__ != name:
+                continue
+            if value.name in found:
+                raise ConfigError(f"convert.to={value.name}: two algorithms have such a layout")
+            found[value.name] = value()
+    return found

@@ -19,7 +19,8 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 """Values of `layer_types`."""
 
 _FORMAT_VERSION = "0.5.0"
-_TRAINING_KEY = "speculators_training"
+TRAINING_KEY = "speculators_training"
+"""Key of `config.json` for settings that serving does not need."""
 
 
 def common_config(
@@ -66,7 +67,7 @@ def common_config(
             },
         },
         "transformer_layer_config": dict(layer),
-        _TRAINING_KEY: {name: _plain(getattr(config, name)) for name in trained_with},
+        TRAINING_KEY: {name: _plain(getattr(config, name)) for name in trained_with},
     }
 
 
@@ -125,6 +126,16 @@ def read_common(serving: Mapping[str, Any], name: str) -> dict[str, Any]:
     }
 
 
+def read_drafter_spec(serving: Mapping[str, Any], spec: VerifierSpec) -> VerifierSpec:
+    """Return the verifier with the rotary embedding, norms and length of the saved draft layers.
+
+    A drafter of other writers may have values of its own; the engine takes those of the file.
+    """
+    layer = serving.get("transformer_layer_config") or {}
+    keys = ("rope_parameters", "rms_norm_eps", "max_position_embeddings")
+    return spec.with_drafter(**{key: layer.get(key) or getattr(spec, key) for key in keys})
+
+
 def read_sliding(layer: Mapping[str, Any]) -> tuple[int, int | None]:
     """Return how many layers slide, and their window.
 
@@ -154,9 +165,9 @@ def read_training(
         CheckpointError: an unknown setting, or a value of the wrong kind.
     """
     values: dict[str, Any] = {}
-    for name, value in (serving.get(_TRAINING_KEY) or {}).items():
+    for name, value in (serving.get(TRAINING_KEY) or {}).items():
         if name not in trained_with:
-            raise CheckpointError(f"config.json: {_TRAINING_KEY}.{name}: unknown setting")
+            raise CheckpointError(f"config.json: {TRAINING_KEY}.{name}: unknown setting")
         default = getattr(defaults, name)
         try:
             if isinstance(default, Enum):
@@ -164,9 +175,7 @@ def read_training(
             elif isinstance(default, LossWeights):
                 value = LossWeights(**value)
         except (TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"config.json: {_TRAINING_KEY}.{name}={value}: {error}"
-            ) from error
+            raise CheckpointError(f"config.json: {TRAINING_KEY}.{name}={value}: {error}") from error
         values[name] = value
     return values
 

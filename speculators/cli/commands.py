@@ -118,6 +118,23 @@ _EXTRACT = Command(
     (*_DATA, *_ROWS, "speculator.target_layer_ids", *_STORE, "extract.world_size", "cache_dir"),
     needs=(_SOURCE,),
 )
+_CONVERT = Command(
+    "convert",
+    "speculators.launch.convert",
+    "a checkpoint in another writer's layout, both ways, or on the Hub with a model card",
+    (
+        "checkpoint",
+        "convert.to",
+        "convert.target_layer_ids",
+        "convert.num_draft_tokens",
+        "verifier.name_or_path",
+        "output_dir",
+        "push_to_hub",
+        "convert.private",
+        "dry_run",
+    ),
+    needs=("checkpoint",),
+)
 
 _PLAN = Command(
     "plan",
@@ -132,7 +149,6 @@ _PLAN = Command(
     ),
 )
 
-COMMANDS = {
-    command.name: command for command in (_TRAIN, _PREPARE, _PLAN, _SERVE, _EXTRACT, _EVALUATE)
-}
+_ALL = (_TRAIN, _PREPARE, _PLAN, _SERVE, _EXTRACT, _EVALUATE, _CONVERT)
+COMMANDS = {command.name: command for command in _ALL}
 """Every command by name, in the order of the help."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from speculators.algorithms.base import Drafter
 from speculators.algorithms.registry import drafter_class
+from speculators.algorithms.serving import read_drafter_spec
 from speculators.config.schema import AttentionBackend, FloatType
 from speculators.conversion.durable import aside, flush_file, replace_text
 from speculators.conversion.integrity import (
@@ -37,7 +38,8 @@ from speculators.errors import CheckpointError, ConfigError
 from speculators.verifier.spec import VerifierSpec
 from speculators.verifier.weights import VerifierTables
 
-_MAPS = ("d2t", "t2d")
+MAPS = ("d2t", "t2d")
+"""Tensors that only a reduced draft vocabulary has."""
 
 
 def write_model(folder: Path, drafter: Drafter[Any], dtype: FloatType) -> None:
@@ -67,7 +69,7 @@ def write_model(folder: Path, drafter: Drafter[Any], dtype: FloatType) -> None:
             "write to another folder"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    _write_tensors(folder / WEIGHTS_FILE, tensors)
+    write_tensors(folder / WEIGHTS_FILE, tensors)
     replace_text(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
 
 
@@ -95,13 +97,10 @@ def read_model(
     vocabulary = read_vocabulary(folder, spec.vocab_size)
     check_draft_vocabulary(folder, config, vocabulary)
     check_tokenizer(folder, config, vocabulary, spec)
-    try:
-        algorithm = drafter_class(str(config["speculators_model_type"]))
-    except ConfigError as error:
-        raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
+    algorithm = algorithm_of(folder, config)
     drafter = algorithm.build(
         algorithm.config_from_serving(config),
-        spec,
+        read_drafter_spec(config, spec),
         vocabulary,
         embed_tokens=tables.embed_tokens,
         lm_head=tables.lm_head,
@@ -112,11 +111,38 @@ def read_model(
     return drafter
 
 
+def algorithm_of(folder: Path, config: Mapping[str, Any]) -> type[Drafter[Any]]:
+    """Return the drafter class `config.json` names.
+
+    Raises:
+        CheckpointError: no such algorithm.
+    """
+    try:
+        return drafter_class(str(config["speculators_model_type"]))
+    except ConfigError as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
+
+
 def read_serving_config(folder: Path) -> dict[str, Any]:
     """Return `config.json` of a checkpoint folder.
 
     Raises:
         CheckpointError: no such folder or file, not JSON, or no `speculators_model_type` in it.
+    """
+    config = read_config(folder)
+    if "speculators_model_type" not in config:
+        raise CheckpointError(
+            f"{folder / CONFIG_FILE}: has no speculators_model_type, so it does not describe a "
+            "drafter of this layout"
+        )
+    return config
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return `config.json` of a folder, whatever layout it has.
+
+    Raises:
+        CheckpointError: no such folder or file, or not a JSON object.
     """
     path = folder / CONFIG_FILE
     try:
@@ -128,11 +154,8 @@ def read_serving_config(folder: Path) -> dict[str, Any]:
         ) from error
     except ValueError as error:
         raise CheckpointError(f"{path}: is not JSON ({error})") from error
-    if not isinstance(config, dict) or "speculators_model_type" not in config:
-        raise CheckpointError(
-            f"{path}: has no speculators_model_type, so it does not describe a drafter of this "
-            "layout"
-        )
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path}: must hold a JSON object, holds {type(config).__name__}")
     return config
 
 
@@ -149,12 +172,18 @@ def read_vocabulary(folder: Path, vocab_size: int) -> DraftVocabulary:
     """
     path = folder / WEIGHTS_FILE
     with _open(path) as file:
-        maps = {name: file.get_tensor(name) for name in _MAPS if name in set(file.keys())}
+        maps = {name: file.get_tensor(name) for name in MAPS if name in set(file.keys())}
+    return vocabulary_of(path, maps, vocab_size)
+
+
+def vocabulary_of(path: Path, tensors: Mapping[str, Tensor], vocab_size: int) -> DraftVocabulary:
+    """Return the draft vocabulary that the maps among `tensors` name, see `read_vocabulary`."""
+    maps = {name: tensors[name] for name in MAPS if name in tensors}
     if not maps:
         return DraftVocabulary.full(vocab_size)
     if len(maps) == 1:
         (present,) = maps
-        absent = _MAPS[1 - _MAPS.index(present)]
+        absent = MAPS[1 - MAPS.index(present)]
         raise CheckpointError(f"{path}: has {present} but no {absent}; both are needed or neither")
     if len(maps["t2d"]) != vocab_size:
         raise CheckpointError(
@@ -175,7 +204,7 @@ def load_weights(drafter: Drafter[Any], folder: Path) -> None:
             are those of another draft vocabulary.
     """
     path = folder / WEIGHTS_FILE
-    tensors = _read_tensors(path)
+    tensors = read_tensors(path)
     expected = drafter.saved_tensors()
     check_names(path, tensors, expected)
     check_finite(path, tensors)
@@ -205,7 +234,12 @@ def _converted(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, T
     }
 
 
-def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a safetensors file aside, readable for others as any new file is, and rename it.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
     prepared = aside(path)
     try:
         prepared.touch()
@@ -220,7 +254,12 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
         prepared.unlink(missing_ok=True)
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return every tensor of a safetensors file that is alone in its folder, by name.
+
+    Raises:
+        CheckpointError: it is missing or damaged, or others lie beside it.
+    """
     with _open(path) as file:
         return {name: file.get_tensor(name) for name in sorted(file.keys())}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
@@ -74,3 +74,18 @@ class VerifierSpec:
     logit_softcap: float | None = None
     tokenizer_hash: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
+
+    def with_drafter(
+        self,
+        *,
+        rope_parameters: dict[str, Any],
+        rms_norm_eps: float,
+        max_position_embeddings: int,
+    ) -> VerifierSpec:
+        """Return the verifier as a drafter sees it whose own layers have these values."""
+        return replace(
+            self,
+            rope_parameters=rope_parameters,
+            rms_norm_eps=rms_norm_eps,
+            max_position_embeddings=max_position_embeddings,
+        )

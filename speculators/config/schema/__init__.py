@@ -6,6 +6,7 @@ together is said once, in the YAML files under `conf/`. Every schema may have
 everywhere and prefixes the dotted path.
 """
 
+from speculators.config.schema.convert import ConvertConfig
 from speculators.config.schema.data import (
     DataConfig,
     MultiTurn,
@@ -57,6 +58,7 @@ __all__ = [
     "BestMetric",
     "CeLabels",
     "Config",
+    "ConvertConfig",
     "DataConfig",
     "DataFormat",
     "DraftLayersConfig",

@@ -8,6 +8,7 @@ from enum import Enum
 
 from omegaconf import MISSING
 
+from speculators.config.schema.convert import ConvertConfig
 from speculators.config.schema.data import DataConfig
 from speculators.config.schema.evaluation import EvaluationConfig
 from speculators.config.schema.extract import ExtractConfig
@@ -46,6 +47,7 @@ class Config:
     serve: ServeConfig = field(default_factory=ServeConfig)
     extract: ExtractConfig = field(default_factory=ExtractConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
+    convert: ConvertConfig = field(default_factory=ConvertConfig)
     seed: int = 0
     """Everything random is drawn from generators named after this seed."""
     output_dir: str = MISSING
@@ -53,7 +55,9 @@ class Config:
     cache_dir: str = MISSING
     """Prepared data, shared by runs and addressed by content."""
     checkpoint: str | None = None
-    """Checkpoint folder (evaluate)."""
+    """Checkpoint folder (evaluate, convert)."""
+    push_to_hub: str | None = None
+    """convert: hub repository, OWNER/NAME, to upload the folder and its model card to."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:0, ..."""
     attention: AttentionBackend = AttentionBackend.auto
@@ -66,7 +70,8 @@ class Config:
     """prepare: name every row that cannot be used, with file, line, reason and what becomes of it;
     write nothing."""
     dry_run: bool = False
-    """serve: print the command that would be run, and stop."""
+    """serve: print the command that would be run, and stop. convert: write folder and model card,
+    upload nothing."""
 
     def problems(self) -> Iterator[Problem]:
         """Check what concerns several groups."""
