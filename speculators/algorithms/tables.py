@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from speculators.algorithms.base import Proposal
+from speculators.config.schema import AttentionBackend
 from speculators.data.vocabulary import DraftVocabulary
 from speculators.modules.partition import top_tokens
 from speculators.verifier.head import VerifierHead
+from speculators.verifier.spec import VerifierSpec
 
 
 class DraftHead(nn.Module):
@@ -51,6 +55,30 @@ class DraftTables(nn.Module):
     lm_head: DraftHead
     token_ids: Tensor
     draft_ids: Tensor | None
+
+    @classmethod
+    def build(
+        cls,
+        config: Any,
+        spec: VerifierSpec,
+        vocabulary: DraftVocabulary,
+        *,
+        embed_tokens: Float[Tensor, "vocab hidden"],
+        lm_head: Float[Tensor, "vocab hidden"],
+        generator: torch.Generator,
+        attention: AttentionBackend = AttentionBackend.auto,
+    ) -> Any:
+        """Build an untrained drafter, see `Drafter.build`: the constructor, then `initialize`."""
+        drafter: Any = cls(
+            config,  # pyright: ignore[reportCallIssue]
+            spec,
+            vocabulary,
+            embed_tokens=embed_tokens,
+            lm_head=lm_head,
+            attention=attention,
+        )
+        drafter.initialize(generator)
+        return drafter
 
     def add_tables(
         self,

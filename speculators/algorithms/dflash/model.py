@@ -85,30 +85,6 @@ class DFlashDrafter(DFlashNetwork, DraftTables, Drafter[DFlashConfig]):
         """Fill in what depends on the verifier, see `Drafter.resolve`."""
         return resolving.resolve(config, spec, unused_token_ids)
 
-    @classmethod
-    def build(
-        cls,
-        config: DFlashConfig,
-        spec: VerifierSpec,
-        vocabulary: DraftVocabulary,
-        *,
-        embed_tokens: Float[Tensor, "vocab hidden"],
-        lm_head: Float[Tensor, "vocab hidden"],
-        generator: torch.Generator,
-        attention: AttentionBackend = AttentionBackend.auto,
-    ) -> DFlashDrafter:
-        """Build an untrained drafter, see `Drafter.build`."""
-        drafter = cls(
-            config,
-            spec,
-            vocabulary,
-            embed_tokens=embed_tokens,
-            lm_head=lm_head,
-            attention=attention,
-        )
-        drafter.initialize(generator)
-        return drafter
-
     def copied_layers(self) -> list[int]:
         """Spread the draft layers over the verifier's depth, its first and last included.
 

@@ -76,30 +76,6 @@ class Eagle3Drafter(Eagle3Network, DraftTables, Drafter[Eagle3Config]):
         """Fill in what depends on the verifier, see `Drafter.resolve`."""
         return refuse(fill_fused(config, spec), spec)
 
-    @classmethod
-    def build(
-        cls,
-        config: Eagle3Config,
-        spec: VerifierSpec,
-        vocabulary: DraftVocabulary,
-        *,
-        embed_tokens: Float[Tensor, "vocab hidden"],
-        lm_head: Float[Tensor, "vocab hidden"],
-        generator: torch.Generator,
-        attention: AttentionBackend = AttentionBackend.auto,
-    ) -> Eagle3Drafter:
-        """Build an untrained drafter, see `Drafter.build`."""
-        drafter = cls(
-            config,
-            spec,
-            vocabulary,
-            embed_tokens=embed_tokens,
-            lm_head=lm_head,
-            attention=attention,
-        )
-        drafter.initialize(generator)
-        return drafter
-
     def copied_layers(self) -> list[int]:
         """Return the verifier's last layers, whose output the head expects."""
         return list(range(self.spec.num_layers - self.config.num_layers, self.spec.num_layers))

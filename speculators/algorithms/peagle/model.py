@@ -76,30 +76,6 @@ class PEagleDrafter(PEagleNetwork, DraftTables, Drafter[PEagleConfig]):
         filled = fill_fused(config, spec, mask_token_id=unused_token(spec, unused_token_ids))
         return refuse(filled, spec, mask_problems(filled.mask_token_id, spec, unused_token_ids))
 
-    @classmethod
-    def build(
-        cls,
-        config: PEagleConfig,
-        spec: VerifierSpec,
-        vocabulary: DraftVocabulary,
-        *,
-        embed_tokens: Float[Tensor, "vocab hidden"],
-        lm_head: Float[Tensor, "vocab hidden"],
-        generator: torch.Generator,
-        attention: AttentionBackend = AttentionBackend.auto,
-    ) -> PEagleDrafter:
-        """Build an untrained drafter, see `Drafter.build`."""
-        drafter = cls(
-            config,
-            spec,
-            vocabulary,
-            embed_tokens=embed_tokens,
-            lm_head=lm_head,
-            attention=attention,
-        )
-        drafter.initialize(generator)
-        return drafter
-
     @property
     def num_draft_tokens(self) -> int:
         """Tokens of one block."""
