@@ -42,6 +42,7 @@ from speculators.config.schema.speculator import (
     LossWeights,
     SpeculatorConfig,
 )
+from speculators.config.schema.sweep import Objective, SweepConfig
 from speculators.config.schema.training import (
     BestMetric,
     FloatType,
@@ -73,6 +74,7 @@ __all__ = [
     "LossWeights",
     "MultiTurn",
     "MuonConfig",
+    "Objective",
     "OnGenerate",
     "OnMissing",
     "OptimizerConfig",
@@ -87,6 +89,7 @@ __all__ = [
     "SourceConfig",
     "SpeculatorConfig",
     "StoreDtype",
+    "SweepConfig",
     "TrackerConfig",
     "TrainingConfig",
     "Truncation",
