@@ -70,7 +70,7 @@ def conclude(sweep: Path, objective: Objective | None = None) -> Leaderboard:
 
 
 def _shown(board: Leaderboard, title: str) -> Table:
-    heads, rows = cells(board)
+    heads, rows = cells(board, num_beside=1)  # as many as fit 80 columns
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for index, head in enumerate(heads):  # heads may wrap, numbers may not
         table.add_column(head.replace("_", " "), min_width=max(len(row[index]) for row in rows))

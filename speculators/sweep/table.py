@@ -69,13 +69,18 @@ def to_markdown(board: Leaderboard, title: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def cells(board: Leaderboard) -> tuple[list[str], list[list[str]]]:
-    """Return heads and rows of the table that people see."""
+def cells(board: Leaderboard, *, num_beside: int) -> tuple[list[str], list[list[str]]]:
+    """Return heads and rows of the table that people see.
+
+    Args:
+        board: the leaderboard.
+        num_beside: most numbers beside the one that orders it.
+    """
     beside = [
         name
         for name in _BESIDE
         if name != board.objective and any(name in entry.others for entry in board.entries)
-    ]
+    ][:num_beside]
     heads = ["", *short_keys(board.columns), board.objective, "to the best", *beside, "runs"]
     rows = []
     for number, entry in enumerate(board.entries, start=1):
@@ -114,7 +119,7 @@ def _summary(board: Leaderboard) -> str:
 
 
 def _table(board: Leaderboard) -> Iterator[str]:
-    heads, rows = cells(board)
+    heads, rows = cells(board, num_beside=len(_BESIDE))
     yield f"| {' | '.join(heads)} |"
     yield "|" + "---|" * len(heads)
     for row in rows:
