@@ -42,6 +42,7 @@ from speculators.config.schema.speculator import (
     LossWeights,
     SpeculatorConfig,
 )
+from speculators.config.schema.suite import SuiteConfig
 from speculators.config.schema.training import (
     BestMetric,
     FloatType,
@@ -87,6 +88,7 @@ __all__ = [
     "SourceConfig",
     "SpeculatorConfig",
     "StoreDtype",
+    "SuiteConfig",
     "TrackerConfig",
     "TrainingConfig",
     "Truncation",
