@@ -17,7 +17,11 @@ from speculators.data.types import PackedBatch
 
 @dataclass(frozen=True)
 class PlainEagle3:
-    """Weights by name, tables and the switches of the specification's section 3."""
+    """Weights by name, tables and the switches of the specification's section 3.
+
+    `own_tokens`: verifier token of each row of the head; given, later steps read what the step
+    before would draft, otherwise the token of the data (section 4).
+    """
 
     weights: Mapping[str, Tensor]
     embed: Tensor
@@ -28,11 +32,12 @@ class PlainEagle3:
     window: int | None = None
     norm_before_residual: bool = True
     norm_output: bool = False
+    own_tokens: Tensor | None = None
     theta: float = 10000.0
     eps: float = 1e-6
 
     def outputs(self, batch: PackedBatch) -> list[Tensor]:
-        """Return the input of the head at every row, step by step, teacher-forced."""
+        """Return the input of the head at every row, step by step."""
         length = len(batch.input_ids)
         row = torch.arange(length)
         x = batch.aux.flatten(1)
@@ -46,6 +51,8 @@ class PlainEagle3:
         found = []
         for t in range(self.steps):
             token = batch.input_ids[(row + 1 + t).clamp(max=length - 1)]
+            if t > 0 and self.own_tokens is not None:
+                token = self.own_tokens[(found[-1] @ self.head.T).argmax(-1)]
             state = feature
             for i in range(self.num_layers):
                 state = self._layer(i, state, self.embed[token], batch, t, seen[i])
