@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from algorithms.eagle3.plain import PlainEagle3
+from algorithms.plain_losses import slot_losses
 from algorithms.rows import STEP, make_batch, make_spec
 from attention.test_sdpa import LargestTensor
 from speculators.algorithms.eagle3.config import Eagle3Config, TttTokens
@@ -72,24 +73,6 @@ def plain(drafter: Eagle3Drafter) -> PlainEagle3:
     )  # fmt: skip
 
 
-def terms(z: Tensor, y: Tensor, label: int) -> dict[str, Tensor]:
-    """Return every loss of one slot (DFlash specification, section 8); -1: no label."""
-    log_q, log_p = z.log_softmax(-1), y.log_softmax(-1)
-    q, p = log_q.exp(), log_p.exp()
-    log_m = ((p + q) / 2).log()
-    overlap = torch.minimum(p, q).sum()
-    mix = (-3 * overlap).exp().detach()
-    found = {
-        "ce": torch.zeros((), dtype=z.dtype) if label < 0 else -log_q[label],
-        "kl": (p * (log_p - log_q)).sum(),
-        "reverse_kl": (q * (log_q - log_p)).sum(),
-        "js": ((p * (log_p - log_m)).sum() + (q * (log_q - log_m)).sum()) / 2,
-        "tv": 1 - overlap,
-        "lk_alpha": -overlap.clamp(min=1e-5).log(),
-    }
-    return found | {"lk_hybrid": mix * found["kl"] + (1 - mix) * found["tv"]}
-
-
 def by_definition(
     drafter: Eagle3Drafter, teacher: VerifierHead, batch: PackedBatch, outputs: list[Tensor]
 ) -> tuple[Tensor, int]:
@@ -110,7 +93,7 @@ def by_definition(
             label = int(table[batch.input_ids[i + 2 + t]])
             if config.ce_labels is CeLabels.verifier:
                 label = int(y.argmax())
-            values = terms(z, y, label)
+            values = slot_losses(z, y, label)
             weight = config.ttt_decay**t
             only_ce = set(config.loss.active()) == {"ce"}
             if only_ce and label < 0:
