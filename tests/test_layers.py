@@ -20,8 +20,9 @@ LAYERS = (
     {"algorithms"},
     {"conversion", "evaluation", "training"},
     {"doctor", "launch", "plan"},
-    {"cli", "testing"},
+    {"cli"},
     {"api"},
+    {"testing"},
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
