@@ -111,8 +111,8 @@ _EVALUATE = Command(
     "evaluate",
     "speculators.launch.evaluate",
     "lossless speculative decoding with a drafter, against plain decoding",
-    ("checkpoint", *_DECODING, "evaluation.sampling", "evaluation.endpoint", *_RUN),
-    needs=("checkpoint", f"evaluation.prompts|{_SOURCE}"),
+    ("checkpoint", *_DECODING, "evaluation.sampling", "evaluation.endpoint", "compare", *_RUN),
+    needs=("checkpoint|compare", f"evaluation.prompts|{_SOURCE}"),
 )
 _SERVER = (
     "serve.command",

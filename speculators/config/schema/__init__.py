@@ -42,6 +42,7 @@ from speculators.config.schema.speculator import (
     LossWeights,
     SpeculatorConfig,
 )
+from speculators.config.schema.suite import SuiteConfig
 from speculators.config.schema.sweep import Objective, SweepConfig
 from speculators.config.schema.training import (
     BestMetric,
@@ -89,6 +90,7 @@ __all__ = [
     "SourceConfig",
     "SpeculatorConfig",
     "StoreDtype",
+    "SuiteConfig",
     "SweepConfig",
     "TrackerConfig",
     "TrainingConfig",

@@ -58,6 +58,9 @@ class Config:
     """Prepared data, shared by runs and addressed by content."""
     checkpoint: str | None = None
     """Checkpoint folder (evaluate, convert)."""
+    compare: list[str] | None = None
+    """evaluate: results to compare instead of evaluating: `evaluation.json` files or folders that
+    hold one; the first is the reference."""
     push_to_hub: str | None = None
     """convert: hub repository, OWNER/NAME, to upload the folder and its model card to."""
     device: str = "auto"
@@ -85,6 +88,8 @@ class Config:
         yield from at_least(self, "seed", 0)
         yield from at_least(self, "num_threads", 1)
         yield from at_least(self, "show", 0)
+        if self.compare is not None and len(self.compare) < 2:
+            yield Problem("compare", self.compare, "needs two results or more: compare=[A,B]")
         rewriting = self.data.regenerate
         if rewriting.capture and not rewriting.enabled:
             yield Problem(
