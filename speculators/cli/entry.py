@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import threading
 from collections.abc import Sequence
 
 from speculators import __version__
@@ -13,6 +15,8 @@ from speculators.errors import ConfigError, SpeculatorsError, SweepError
 _INTERRUPTED = 130
 _PIPE_CLOSED = 141
 _HELP = ("-h", "--help")
+_MAY_HANG = "tracker "
+"""How threads are named that talk to trackers."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,9 +28,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: command and overrides; None takes them from the process.
     """
+    status = _run(list(sys.argv[1:] if argv is None else argv))
+    if any(thread.name.startswith(_MAY_HANG) for thread in threading.enumerate()):
+        # A tracker that never answered would also keep the process from ending.
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
+
+
+def _run(argv: list[str]) -> int:
     full_errors = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
-        _dispatch(list(sys.argv[1:] if argv is None else argv))
+        _dispatch(argv)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return _INTERRUPTED

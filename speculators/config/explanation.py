@@ -66,6 +66,9 @@ def explain_key(override: Override, config: DictConfig) -> str | None:
     if not missing:
         return None
     if not isinstance(node, DictConfig):
+        group, _, name = path.rpartition(".")
+        if node is None and name in group_choices().get(group, ()):
+            return f"{text}: {path} is not chosen: add {group}={name}"
         return f"{text}: {path} holds a value, it has no keys"
     if _is_mapping(node):
         if override.is_add() or override.is_force_add():

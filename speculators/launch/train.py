@@ -32,6 +32,7 @@ from speculators.launch.provenance import write_provenance
 from speculators.launch.result import summarise, write_json
 from speculators.launch.states_stage import open_source
 from speculators.launch.threads import limit_threads
+from speculators.launch.tracking_stage import show_outcome
 from speculators.launch.validation_stage import Validation
 from speculators.launch.verifier_stage import Verifier
 from speculators.launch.vocabulary_stage import announce_vocabulary
@@ -39,7 +40,7 @@ from speculators.training.profile import watched_steps
 from speculators.training.ranks import Ranks
 from speculators.training.result import TrainResult
 from speculators.training.step import uses_bfloat16
-from speculators.training.trackers import open_tracker
+from speculators.training.trackers import Tracking, open_trackers
 from speculators.training.trainer import Trainer
 
 
@@ -75,16 +76,29 @@ class _Training:
         drafter = build_drafter(self.config, self.verifier, data)
         prompts = self._prompts(data, drafter.num_draft_tokens)
         self._announce(data, drafter)
-        trained = self._fit(data, drafter, argv)
-        if not self.ranks.is_main:
-            return {}
+        with open_trackers(self.config.tracker) if self.ranks.is_main else Tracking() as tracking:
+            trained = self._fit(data, drafter, argv, tracking)
+            if not self.ranks.is_main:
+                return {}
+            return self._finish(drafter, prompts, trained, tracking)
+
+    def _finish(
+        self,
+        drafter: Drafter[Any],
+        prompts: ChosenPrompts,
+        trained: TrainResult,
+        tracking: Tracking,
+    ) -> dict[str, Any]:
+        """Decode, write and show what came out."""
         evaluation = self._evaluate(prompts, trained)
         if evaluation is not None:
             write_json(self.folder / "evaluation.json", evaluation.to_dict())
             show_result(evaluation, self.console)
         result = summarise(trained, evaluation, drafter)
         write_json(self.folder / "result.json", result)
-        self._conclude(trained, result, write_report(self.folder))
+        report = write_report(self.folder)
+        show_outcome(tracking, self.folder, trained, result)
+        self._conclude(trained, result, report)
         return result
 
     def _announce(self, data: PreparedData, drafter: Drafter[Any]) -> None:
@@ -110,7 +124,9 @@ class _Training:
         )
         self.console.print(f"run directory: {self.folder}", soft_wrap=True)
 
-    def _fit(self, data: PreparedData, drafter: Drafter[Any], argv: Sequence[str]) -> TrainResult:
+    def _fit(
+        self, data: PreparedData, drafter: Drafter[Any], argv: Sequence[str], tracking: Tracking
+    ) -> TrainResult:
         layer_ids = list(drafter.config.target_layer_ids or ())
         source = open_source(_share_of(self.config, self.ranks), self.verifier, layer_ids)
         head = self.verifier.head()
@@ -134,7 +150,7 @@ class _Training:
                 self._loader(data.train, source, len(layer_ids), shuffle=True),
                 run_dir=self.folder,
                 validate=validation,
-                tracker=open_tracker(self.config.tracker) if self.ranks.is_main else None,
+                tracking=tracking,
                 fingerprints={
                     "data": data.fingerprint,
                     "vocabulary": drafter.vocabulary.fingerprint,

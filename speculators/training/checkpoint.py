@@ -57,12 +57,21 @@ class CheckpointFolder:
 
     def newest(self) -> str | None:
         """Return the name of the newest complete checkpoint, by global step."""
-        complete = [
-            (read_state(path).position.step, path.name)
-            for path in (self.root.iterdir() if self.root.is_dir() else ())
+        complete = self.complete()
+        return complete[max(complete)] if complete else None
+
+    def complete(self) -> dict[int, str]:
+        """Return the complete checkpoints: step -> name."""
+        return {
+            read_state(path).position.step: path.name
+            for path in sorted(self.root.iterdir() if self.root.is_dir() else ())
             if NAMES.fullmatch(path.name) and not path.is_symlink() and is_complete(path)
-        ]
-        return max(complete)[1] if complete else None
+        }
+
+    def best(self) -> str | None:
+        """Return the name of the best checkpoint; None before there is one."""
+        link = self.root / BEST_LINK
+        return link.resolve().name if link.exists() else None
 
     def incomplete(self) -> list[str]:
         """Return the names of folders that look like checkpoints but are not complete."""

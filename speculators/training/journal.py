@@ -11,7 +11,7 @@ from rich.console import Console
 from speculators.training.metrics import METRICS_FILE, TIMING_FILE, JsonLines
 from speculators.training.progress import TrainingProgress
 from speculators.training.state import TrainerState
-from speculators.training.trackers import ShieldedTracker, Tracker
+from speculators.training.trackers import Tracking
 
 
 class Journal:
@@ -19,9 +19,9 @@ class Journal:
 
     Args:
         run_dir: where the files lie; lines of steps that will be repeated are cut off.
-        state: where the run stands; its tracker id is brought up to date.
+        state: where the run stands.
         total_steps: of the whole run.
-        tracker: may fail without stopping anything.
+        tracking: is shown every line; whoever made it closes it.
         console: the screen.
     """
 
@@ -30,16 +30,21 @@ class Journal:
         run_dir: Path,
         state: TrainerState,
         total_steps: int,
-        tracker: Tracker,
+        tracking: Tracking,
         console: Console | None,
     ) -> None:
         step = state.position.step
         self._metrics = JsonLines(run_dir / METRICS_FILE, step)
         self._timing = JsonLines(run_dir / TIMING_FILE, step)
         self._progress = TrainingProgress(total_steps, step, console)
-        self._tracker = ShieldedTracker(tracker, warn=self._progress.say)
-        state.tracker_run_id = self._tracker.start(
-            run_dir=run_dir, settings=state.settings, run_id=state.tracker_run_id
+        self._tracking = tracking
+        tracking.start(
+            run_dir,
+            state.settings,
+            step=step,
+            known_ids=state.tracker_run_ids,
+            metrics=run_dir / METRICS_FILE,
+            warn=self._progress.say,
         )
 
     def __enter__(self) -> Journal:
@@ -48,9 +53,8 @@ class Journal:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        """Close everything; the tracker is told whether training raised."""
+        """Close the files; trackers are still to be shown what comes after training."""
         self._progress.__exit__(None, None, None)
-        self._tracker.finish(failed=kind is not None)
         self._metrics.close()
         self._timing.close()
 
@@ -71,7 +75,7 @@ class Journal:
         position = state.position
         line = {"step": position.step, "epoch": position.epoch, "kind": kind, **values}
         self._metrics.write(line)
-        self._tracker.log(line)
+        self._tracking.log(line)
         self._progress.show(line)
 
     def timing(self, kind: str, state: TrainerState, values: Mapping[str, Any]) -> None:
@@ -80,12 +84,16 @@ class Journal:
         if kind == "step":
             position = state.position
             place = {"step": position.step, "epoch": position.epoch, "kind": "timing"}
-            self._tracker.log({**place, **values})
+            self._tracking.log({**place, **values})
 
-    def flush(self) -> None:
-        """Bring every line to the disk; called before a checkpoint is written."""
+    def flush(self, state: TrainerState) -> None:
+        """Bring every line to the disk, and where trackers file the run into `state`.
+
+        Called before a checkpoint is written.
+        """
         self._metrics.flush()
         self._timing.flush()
+        state.tracker_run_ids |= self._tracking.run_ids()
 
 
 class NoJournal:
@@ -113,5 +121,5 @@ class NoJournal:
     def timing(self, kind: str, state: TrainerState, values: Mapping[str, Any]) -> None:
         """Record nothing."""
 
-    def flush(self) -> None:
+    def flush(self, state: TrainerState) -> None:
         """Nothing is held back."""

@@ -53,7 +53,7 @@ class TrainerState:
         peak_memory_bytes: most memory any start has needed.
         metric_sums: sums since the last line of metrics, by rank.
         saved: folder names of checkpoints this run wrote and has not deleted, oldest first.
-        tracker_run_id: where the tracker files this run.
+        tracker_run_ids: what trackers file this run under, by name.
         settings: dotted key -> value, as trained with.
         fingerprints: name -> content hash of what went in.
         world_size: processes the rows are spread over.
@@ -75,7 +75,7 @@ class TrainerState:
     peak_memory_bytes: int = 0
     metric_sums: list[dict[str, Any]] = field(default_factory=list)
     saved: list[str] = field(default_factory=list)
-    tracker_run_id: str | None = None
+    tracker_run_ids: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     fingerprints: dict[str, str] = field(default_factory=dict)
     world_size: int = 1

@@ -39,7 +39,7 @@ from speculators.training.schedule import Schedule, count_steps
 from speculators.training.spread import spread_drafter
 from speculators.training.state import TrainerState, read_state
 from speculators.training.step import Stepper, StepReport, uses_bfloat16
-from speculators.training.trackers import NoTracker, Tracker
+from speculators.training.trackers import Tracking
 from speculators.training.validation import Validate, note_validation, validate_undisturbed
 from speculators.training.waiting import Waiting, waiting_text
 from speculators.training.watchdog import Watchdog
@@ -60,7 +60,7 @@ class Trainer:
         loader: packed rows by epoch.
         run_dir: gets `metrics.jsonl`, `timing.jsonl` and `checkpoints/`.
         validate: measures the drafter on held-out rows; None makes the newest checkpoint the best.
-        tracker: where metrics go besides the files.
+        tracking: who is shown the metrics besides the files; the caller closes it.
         fingerprints: name -> content hash of what must not change between starts (data,
             vocabulary, verifier); the loader's own is added.
         device: where to train.
@@ -82,7 +82,7 @@ class Trainer:
         *,
         run_dir: Path,
         validate: Validate | None,
-        tracker: Tracker | None = None,
+        tracking: Tracking | None = None,
         fingerprints: Mapping[str, str] | None = None,
         device: torch.device,
         run_yaml: str | None = None,
@@ -93,7 +93,7 @@ class Trainer:
         self._ranks = ranks = ranks or Ranks()
         self._drafter, self._loader, self._validate = drafter.to(device), loader, validate
         self._run_dir, self._device = run_dir, device
-        self._tracker = tracker or NoTracker()
+        self._tracking = tracking or Tracking()
         self._console = console or Console(stderr=True, highlight=False)
         parameters = drafter.trainable_parameters()
         for parameter in parameters.values():
@@ -171,7 +171,8 @@ class Trainer:
     def _open_journal(self) -> Journal | NoJournal:
         if not self._ranks.is_main:
             return NoJournal()
-        return Journal(self._run_dir, self._state, self._total_steps, self._tracker, self._console)
+        state, total = self._state, self._total_steps
+        return Journal(self._run_dir, state, total, self._tracking, self._console)
 
     def restore(self) -> None:
         """Load the newest complete checkpoint, if there is one and it is this run's.
@@ -347,7 +348,7 @@ class Trainer:
         Every rank gives its part, the main one writes, and none goes on before it has.
         """
         state, start = self._state, time.perf_counter()
-        journal.flush()
+        journal.flush(state)
         name = self._checkpoints.free_name(epoch, state.position.step)
         best_now = self._validate is None or state.best_step == state.position.step
         if best_now or state.best_checkpoint is None:

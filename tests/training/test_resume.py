@@ -105,7 +105,7 @@ def test_named_changes_are_allowed_and_shown(run_dir: Path) -> None:
 def test_harmless_changes_are_taken_over_and_shown(run_dir: Path) -> None:
     config = toy_config(run_dir, max_steps=12, log_every_steps=1)
     config.optimizer.lr = 0.5
-    config.tracker.project = "elsewhere"
+    config.tracker.timeout_seconds = 5.0
     result, screen = start(run_dir, config)
     assert screen.splitlines()[:4] == [
         "changed since 1: optimizer.lr: saved 0.01, now 0.5",

@@ -303,7 +303,7 @@ def toy_config(
         optimizer=optimizer or AdamWConfig(lr=0.01),
         schedule=ScheduleConfig(name=ScheduleName.cosine, warmup_fraction=0.2),
         training=TrainingConfig(**(settings | training)),
-        tracker=TrackerConfig(name="none"),
+        tracker=TrackerConfig(),
         evaluation=EvaluationConfig(),
         seed=5,
         output_dir=str(run_dir),

@@ -44,12 +44,19 @@ from speculators.config.schema.speculator import (
 )
 from speculators.config.schema.suite import SuiteConfig
 from speculators.config.schema.sweep import Objective, SweepConfig
+from speculators.config.schema.tracker import (
+    MlflowConfig,
+    TensorboardConfig,
+    TrackerConfig,
+    TrackioConfig,
+    WandbConfig,
+    WandbMode,
+)
 from speculators.config.schema.training import (
     BestMetric,
     FloatType,
     LauncherConfig,
     Precision,
-    TrackerConfig,
     TrainingConfig,
 )
 from speculators.config.schema.verifier import VerifierConfig, VerifierSizes
@@ -73,6 +80,7 @@ __all__ = [
     "Init",
     "LauncherConfig",
     "LossWeights",
+    "MlflowConfig",
     "MultiTurn",
     "MuonConfig",
     "Objective",
@@ -92,10 +100,14 @@ __all__ = [
     "StoreDtype",
     "SuiteConfig",
     "SweepConfig",
+    "TensorboardConfig",
     "TrackerConfig",
+    "TrackioConfig",
     "TrainingConfig",
     "Truncation",
     "Unfinished",
     "VerifierConfig",
     "VerifierSizes",
+    "WandbConfig",
+    "WandbMode",
 ]

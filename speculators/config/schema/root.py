@@ -19,7 +19,8 @@ from speculators.config.schema.problem import Problem, at_least
 from speculators.config.schema.serve import ServeConfig
 from speculators.config.schema.speculator import SpeculatorConfig
 from speculators.config.schema.sweep import SweepConfig
-from speculators.config.schema.training import LauncherConfig, TrackerConfig, TrainingConfig
+from speculators.config.schema.tracker import TrackerConfig
+from speculators.config.schema.training import LauncherConfig, TrainingConfig
 from speculators.config.schema.verifier import VerifierConfig
 
 
@@ -43,7 +44,7 @@ class Config:
     optimizer: OptimizerConfig = MISSING
     schedule: ScheduleConfig = MISSING
     training: TrainingConfig = MISSING
-    tracker: TrackerConfig = MISSING
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
     evaluation: EvaluationConfig = MISSING
     serve: ServeConfig = field(default_factory=ServeConfig)
     extract: ExtractConfig = field(default_factory=ExtractConfig)

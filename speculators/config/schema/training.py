@@ -1,4 +1,4 @@
-"""`training`, `launcher`, `tracker`: the loop, its processes, and who watches it."""
+"""`training`, `launcher`: the loop and its processes."""
 
 from __future__ import annotations
 
@@ -134,20 +134,3 @@ class LauncherConfig:
             for key in ("num_processes", "num_nodes"):
                 if getattr(self, key) > 1:
                     yield Problem(key, getattr(self, key), "launcher=single runs one: use ddp")
-
-
-@dataclass
-class TrackerConfig:
-    """Where metrics go besides `metrics.jsonl`, which is always written."""
-
-    name: str = MISSING
-    """none or wandb."""
-    project: str = "speculators"
-    """Project the run is filed under."""
-    mode: str = "offline"
-    """wandb: offline, online or disabled."""
-
-    def problems(self) -> Iterator[Problem]:
-        """Check the names."""
-        if self.mode not in ("offline", "online", "disabled"):
-            yield Problem("mode", self.mode, "allowed: offline, online, disabled")

@@ -1,5 +1,6 @@
 """Where metrics go besides the run directory."""
 
-from speculators.training.trackers.base import NoTracker, ShieldedTracker, Tracker, open_tracker
+from speculators.training.trackers.base import RunCard, Tracker
+from speculators.training.trackers.tracking import Tracking, open_trackers
 
-__all__ = ["NoTracker", "ShieldedTracker", "Tracker", "open_tracker"]
+__all__ = ["RunCard", "Tracker", "Tracking", "open_trackers"]

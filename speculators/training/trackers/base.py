@@ -1,110 +1,98 @@
-"""The tracker protocol, the tracker that does nothing, and the shield around all others."""
+"""What a tracker is: a service or program that is shown a run while it happens."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from speculators.config.schema import TrackerConfig
-from speculators.errors import ConfigError
+Row = Mapping[str, Any]
+
+_PLACE = ("step", "epoch", "kind")
+
+
+@dataclass(frozen=True)
+class RunCard:
+    """A run as it introduces itself.
+
+    Attributes:
+        folder: the run directory; local files may go below it.
+        settings: dotted key -> value of the configuration.
+        provenance: command, code, versions and machine, as `provenance.json` has them.
+        run_id: what an earlier start of the run was filed under; None at the first.
+    """
+
+    folder: Path
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    run_id: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What people call the run."""
+        return self.folder.name
 
 
 @runtime_checkable
 class Tracker(Protocol):
-    """A service or program that is shown the metrics of a run."""
+    """Is shown one run. All calls come from one thread, in order; any of them may raise or hang."""
 
-    def start(
-        self, *, run_dir: Path, settings: Mapping[str, Any], run_id: str | None
-    ) -> str | None:
-        """Open the run, or go on with the one called `run_id`.
+    def start(self, card: RunCard) -> str:
+        """Open the run, or go on with the one called `card.run_id`; return its id.
 
-        Args:
-            run_dir: where local files may go.
-            settings: dotted key -> value of the configuration.
-            run_id: what an earlier start returned, or None.
-
-        Returns:
-            The id a later start should be given, or None.
+        Raises:
+            ImportError: the library is not installed.
         """
         ...
 
-    def log(self, values: Mapping[str, Any]) -> None:
-        """Show one line of metrics; `step`, `epoch` and `kind` are among the values."""
+    def log(self, line: Row) -> None:
+        """Show one line of metrics; `step`, `epoch` and `kind` are among its keys."""
+        ...
+
+    def table(self, name: str, rows: Sequence[Row], step: int) -> None:
+        """Show a table: rows with the same keys."""
+        ...
+
+    def image(self, name: str, path: Path, step: int) -> None:
+        """Show a PNG file."""
         ...
 
     def finish(self, *, failed: bool) -> None:
-        """Close the run; `failed` when training raised."""
+        """Write everything out and close the run; `failed` when it was stopped by an error."""
         ...
 
 
-class NoTracker:
-    """Metrics stay in `metrics.jsonl`."""
-
-    def start(
-        self, *, run_dir: Path, settings: Mapping[str, Any], run_id: str | None
-    ) -> str | None:
-        """Keep the id, so that a run that was tracked before still can be later."""
-        return run_id
-
-    def log(self, values: Mapping[str, Any]) -> None:
-        """Do nothing."""
-
-    def finish(self, *, failed: bool) -> None:
-        """Do nothing."""
+def numbers(line: Row) -> dict[str, float]:
+    """Return the finite numbers of a line as `<kind>/<name>`, those of lists by position from 1."""
+    found: dict[str, float] = {}
+    for name, value in line.items():
+        if name in _PLACE:
+            continue
+        key = f"{line['kind']}/{name}"
+        named = {key: value}
+        if isinstance(value, list | tuple):
+            named = {f"{key}/{place}": item for place, item in enumerate(value, start=1)}
+        found.update((name, float(item)) for name, item in named.items() if _is_number(item))
+    return found
 
 
-class ShieldedTracker:
-    """Passes calls on until the first failure, which it reports; training never stops for it.
-
-    Args:
-        tracker: the tracker behind.
-        warn: called once with one line.
-    """
-
-    def __init__(self, tracker: Tracker, warn: Callable[[str], None]) -> None:
-        self._tracker: Tracker | None = tracker
-        self._warn = warn
-
-    def start(
-        self, *, run_dir: Path, settings: Mapping[str, Any], run_id: str | None
-    ) -> str | None:
-        """Pass on; the old id when that fails."""
-        started = self._call(lambda t: t.start(run_dir=run_dir, settings=settings, run_id=run_id))
-        return run_id if started is None else str(started)
-
-    def log(self, values: Mapping[str, Any]) -> None:
-        """Pass on."""
-        self._call(lambda t: t.log(values))
-
-    def finish(self, *, failed: bool) -> None:
-        """Pass on."""
-        self._call(lambda t: t.finish(failed=failed))
-
-    def _call(self, action: Callable[[Tracker], Any]) -> Any:
-        if self._tracker is None:
-            return None
-        try:
-            return action(self._tracker)
-        except Exception as error:  # anything a third party raises, down to its network stack
-            self._tracker = None
-            self._warn(
-                f"tracker: {type(error).__name__}: {error}; training goes on without it, "
-                "metrics.jsonl has everything"
-            )
-            return None
+def _is_number(value: Any) -> bool:
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    return plain and math.isfinite(value)
 
 
-def open_tracker(config: TrackerConfig) -> Tracker:
-    """Return the tracker called `config.name`; its package is imported on `start`.
+def markdown(rows: Sequence[Row]) -> str:
+    """Return a table as Markdown; empty without rows."""
+    if not rows:
+        return ""
+    heads = list(rows[0])
+    lines = [heads, ["---"] * len(heads), *([_text(row[h]) for h in heads] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
-    Raises:
-        ConfigError: nobody knows the name.
-    """
-    if config.name == "none":
-        return NoTracker()
-    if config.name == "wandb":
-        from speculators.training.trackers.wandb import WandbTracker
 
-        return WandbTracker(project=config.project, mode=config.mode)
-    raise ConfigError(f"tracker.name={config.name}: allowed: none, wandb")
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "" if value is None else str(value)

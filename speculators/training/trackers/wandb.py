@@ -2,65 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-_PLACE = ("step", "epoch", "kind")
+from speculators.config.schema import WandbConfig
+from speculators.training.trackers.base import Row, RunCard, numbers
 
 
 class WandbTracker:
-    """Files a run with wandb under its own step axis.
+    """Files a run with wandb; its counter is the optimizer step, what one step says is one row.
 
-    wandb's counter must never go back, which a resumed run does; so `step` is logged as a value
-    and declared to be the axis of everything else.
+    That counter must never go back. It does not: a resumed run shows no step twice, so a second
+    offline folder of the same run can be synced behind the first.
 
     Args:
-        project: project of the run.
-        mode: offline, online or disabled.
+        config: project, mode and labels.
     """
 
-    def __init__(self, project: str, mode: str = "offline") -> None:
-        self._project = project
-        self._mode = mode
+    def __init__(self, config: WandbConfig) -> None:
+        self._config = config
         self._run: Any = None
 
-    def start(
-        self, *, run_dir: Path, settings: Mapping[str, Any], run_id: str | None
-    ) -> str | None:
-        """Open the run in `run_dir/wandb` and return its id.
-
-        Raises:
-            ImportError: wandb is not installed.
-        """
+    def start(self, card: RunCard) -> str:
+        """Open the run in `<run directory>/wandb` and return its id."""
         import wandb
 
+        config = self._config
         self._run = wandb.init(
-            project=self._project,
-            name=run_dir.name,
-            dir=str(run_dir),
-            mode=self._mode,  # pyright: ignore[reportArgumentType]
-            id=run_id,
+            project=config.project,
+            entity=config.entity,
+            group=config.group,
+            tags=config.tags or None,
+            name=card.name,
+            dir=str(card.folder),
+            mode=config.mode.value,
+            id=card.run_id,
             resume="allow",
-            config=dict(settings),
+            config={**card.settings, "provenance": dict(card.provenance)},
             settings=wandb.Settings(console="off", silent=True),
         )
-        self._run.define_metric("step")
-        self._run.define_metric("*", step_metric="step")
         return str(self._run.id)
 
-    def log(self, values: Mapping[str, Any]) -> None:
-        """Log the numbers of one line as `<kind>/<name>`."""
-        kind = values.get("kind", "train")
-        numbers = {
-            f"{kind}/{name}": value
-            for name, value in values.items()
-            if name not in _PLACE and isinstance(value, int | float)
-        }
-        self._run.log({"step": values["step"], "epoch": values["epoch"], **numbers})
+    def log(self, line: Row) -> None:
+        """Log the numbers of one line."""
+        self._run.log({"epoch": line["epoch"], **numbers(line)}, step=line["step"])
+
+    def table(self, name: str, rows: Sequence[Row], step: int) -> None:
+        """Log a table."""
+        import wandb
+
+        heads: list[Any] = list(rows[0]) if rows else []
+        content = wandb.Table(columns=heads, data=[[row[head] for head in heads] for row in rows])
+        self._run.log({name: content}, step=step)
+
+    def image(self, name: str, path: Path, step: int) -> None:
+        """Log an image."""
+        import wandb
+
+        self._run.log({name: wandb.Image(str(path))}, step=step)
 
     def finish(self, *, failed: bool) -> None:
         """Write everything out and close the run."""
-        if self._run is not None:
-            self._run.finish(exit_code=1 if failed else 0)
-            self._run = None
+        self._run.finish(exit_code=1 if failed else 0)
