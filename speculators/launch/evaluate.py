@@ -15,7 +15,7 @@ from speculators.config.schema import Config, EvaluationConfig, VerifierConfig
 from speculators.conversion.layout import read_model, read_serving_config
 from speculators.data.prepared import PreparedData
 from speculators.errors import CheckpointError, ConfigError
-from speculators.evaluation.acceptance import DEFINITION
+from speculators.evaluation.acceptance import DEFINITION, Acceptance
 from speculators.evaluation.evaluate import evaluate
 from speculators.evaluation.prompts import Prompt
 from speculators.evaluation.result import EvaluationResult
@@ -30,6 +30,9 @@ from speculators.launch.verifier_stage import Verifier
 
 FROM_CHECKPOINT = "checkpoint"
 """Value of `verifier.name_or_path` that means: the verifier the checkpoint was trained for."""
+
+_ROUNDING = 0.01
+"""A served acceptance length further apart than this is another computation, not rounding."""
 
 
 def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
@@ -99,13 +102,22 @@ class _Evaluation:
         reference = self._in_process(dataclasses.replace(settings, compare=False))
         result = served.result(reference, self.verifier.model())
         self._show(result)
-        own = reference.acceptance
-        apart = result.acceptance.length / own.length - 1
+        return result, {"in_process": self._compare(result.acceptance, reference.acceptance)}
+
+    def _compare(self, served: Acceptance, own: Acceptance) -> dict[str, Any]:
+        """Say how a server's drafts stand to those of this process, and return the latter."""
+        same, apart = served.num_equal_prompts(own), served.length / own.length - 1
         self.console.print(
             f"in process on the same prompts: tau {own.length:.3f} ({own.num_drafts} drafts; "
-            f"served {result.acceptance.num_drafts}), served is {apart:+.2%} apart"
+            f"served {served.num_drafts}), served is {apart:+.2%} apart; the same drafts stood on "
+            f"{same} of {own.num_prompts} prompts"
         )
-        return result, {"in_process": own.to_dict(seed=self.config.seed)}
+        if abs(apart) > _ROUNDING:
+            self.console.print(
+                "[yellow]note:[/] this is more than rounding: that server computes the drafter in "
+                'another way than it was trained (docs/metrics.md, "Where a server differs")'
+            )
+        return {**own.to_dict(seed=self.config.seed), "equal_prompts": same}
 
     def _show(self, result: EvaluationResult) -> None:
         self.console.print(summary_table(result))
