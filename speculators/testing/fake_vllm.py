@@ -30,6 +30,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from speculators.testing.draft_counters import DraftCounters, DraftingFunction
+from speculators.testing.fake_stream import stream_answer
 from speculators.testing.faults import Call, Fault, FaultKind, FaultPlan
 
 StatesFunction = Callable[[Sequence[int], Sequence[int]], tuple[Tensor, int]]
@@ -288,6 +289,8 @@ class FakeVLLM:
             tokens, accepted = self.drafting(call.token_ids, call.max_tokens, stops)
         # The counters follow the answer, as they do in vLLM.
         self._loop.call_later(self.file_delay_seconds, self.counters.count, accepted)
+        if body.get("stream"):
+            return await stream_answer(request, call, tokens, accepted, stops)
         prompt = list(call.token_ids)
         answer = _answer(call, self.model, prompt, list(tokens), None, fault, body)
         return await _send(request, answer, fault)
