@@ -19,7 +19,7 @@ LAYERS = (
     {"attention", "data", "hidden_states", "modules", "verifier"},
     {"algorithms"},
     {"conversion", "evaluation", "training"},
-    {"doctor", "launch", "plan"},
+    {"doctor", "launch", "plan", "sweep"},
     {"cli"},
     {"api"},
     {"testing"},
@@ -35,7 +35,7 @@ ALLOWED = {
     "aiohttp": ("hidden_states.online", "testing"),
     "vllm": (),
 }
-TORCH_FREE = ("errors", "config", "cli", "launch.provenance")
+TORCH_FREE = ("errors", "config", "cli", "data.turns", "launch.provenance", "sweep.records")
 IMPORTED_ON_USE = ("wandb",)
 
 MAX_LINES = 450

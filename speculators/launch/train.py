@@ -82,7 +82,7 @@ class _Training:
         if evaluation is not None:
             write_json(self.folder / "evaluation.json", evaluation.to_dict())
             show_result(evaluation, self.console)
-        result = summarise(trained, evaluation)
+        result = summarise(trained, evaluation, drafter)
         write_json(self.folder / "result.json", result)
         self._conclude(trained, result, write_report(self.folder))
         return result

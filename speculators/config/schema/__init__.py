@@ -43,6 +43,7 @@ from speculators.config.schema.speculator import (
     SpeculatorConfig,
 )
 from speculators.config.schema.suite import SuiteConfig
+from speculators.config.schema.sweep import Objective, SweepConfig
 from speculators.config.schema.training import (
     BestMetric,
     FloatType,
@@ -74,6 +75,7 @@ __all__ = [
     "LossWeights",
     "MultiTurn",
     "MuonConfig",
+    "Objective",
     "OnGenerate",
     "OnMissing",
     "OptimizerConfig",
@@ -89,6 +91,7 @@ __all__ = [
     "SpeculatorConfig",
     "StoreDtype",
     "SuiteConfig",
+    "SweepConfig",
     "TrackerConfig",
     "TrainingConfig",
     "Truncation",

@@ -18,6 +18,7 @@ from speculators.config.schema.plan import PlanConfig
 from speculators.config.schema.problem import Problem, at_least
 from speculators.config.schema.serve import ServeConfig
 from speculators.config.schema.speculator import SpeculatorConfig
+from speculators.config.schema.sweep import SweepConfig
 from speculators.config.schema.training import LauncherConfig, TrackerConfig, TrainingConfig
 from speculators.config.schema.verifier import VerifierConfig
 
@@ -48,6 +49,7 @@ class Config:
     extract: ExtractConfig = field(default_factory=ExtractConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
     convert: ConvertConfig = field(default_factory=ConvertConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
     seed: int = 0
     """Everything random is drawn from generators named after this seed."""
     output_dir: str = MISSING
