@@ -44,11 +44,7 @@ _SMALL_BYTES = 2**20
 
 
 class _Listening(socket.socket):
-    """A listening socket that remembers what it accepted.
-
-    A connection that is being accepted while the event loop ends belongs to nobody yet and would
-    stay open; the system closes those of a process that died.
-    """
+    """A listening socket that remembers what it accepted: the system closes all a dead one had."""
 
     def __init__(self, port: int) -> None:
         super().__init__(socket.AF_INET, socket.SOCK_STREAM)
