@@ -29,6 +29,7 @@ from torch import Tensor
 
 from speculators.testing.draft_counters import DraftCounters, DraftingFunction
 from speculators.testing.fake_answers import completion, error_body, send, spoil
+from speculators.testing.fake_stream import stream_answer
 from speculators.testing.faults import Call, Fault, FaultKind, FaultPlan
 
 StatesFunction = Callable[[Sequence[int], Sequence[int]], tuple[Tensor, int]]
@@ -285,6 +286,8 @@ class FakeVLLM:
             tokens, accepted = self.drafting(call.token_ids, call.max_tokens, stops)
         # The counters follow the answer, as they do in vLLM.
         self._loop.call_later(self.file_delay_seconds, self.counters.count, accepted)
+        if body.get("stream"):
+            return await stream_answer(request, call, tokens, accepted, stops)
         prompt = list(call.token_ids)
         answer = completion(call, self.model, prompt, list(tokens), None, fault, body)
         return await send(request, answer, fault)
