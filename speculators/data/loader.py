@@ -14,8 +14,9 @@ from torch import Tensor
 
 from speculators.data.packing import Rows, filled_share, pack
 from speculators.data.prepared import SampleSet
-from speculators.data.types import PackedBatch, Sample
+from speculators.data.types import HostRow, PackedBatch, Sample
 from speculators.hidden_states.types import HiddenStates, HiddenStateSource
+from speculators.modules.transfer import send
 
 
 class RowLoader:
@@ -164,14 +165,16 @@ def collate(
         start = place.stop
     aux[start:] = 0
     last[start:] = 0
+    integers = HostRow(input_ids, loss_mask, document_ids, position_ids)
     return PackedBatch(
-        input_ids=input_ids.to(device),
-        loss_mask=loss_mask.to(device),
-        document_ids=document_ids.to(device),
-        position_ids=position_ids.to(device),
+        input_ids=send(input_ids, device),
+        loss_mask=send(loss_mask, device),
+        document_ids=send(document_ids, device),
+        position_ids=send(position_ids, device),
         aux=aux,
         last=last,
         sample_ids=tuple(sample.sample_id for sample, _ in samples),
+        host=None if device.type == "cpu" else integers,
     )
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
@@ -77,6 +79,18 @@ def set_learning_rate(optimizers: Sequence[Optimizer], factor: float) -> float:
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
     return float(optimizers[0].param_groups[0]["lr"])
+
+
+def step_if(optimizer: Optimizer, usable: Bool[Tensor, ""]) -> None:
+    """Move the weights where `usable` is true; otherwise weights and moments stay as they are.
+
+    Fused optimizers decide on the device (as for loss scaling); the others wait for the answer.
+    """
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
+        optimizer.found_inf = (~usable).to(torch.float32)  # pyright: ignore[reportAttributeAccessIssue]
+        optimizer.step()
+    elif bool(usable):
+        optimizer.step()
 
 
 def optimizer_states(optimizers: Sequence[Optimizer], spread: Spread) -> list[dict[str, Any]]:

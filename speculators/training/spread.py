@@ -186,6 +186,11 @@ def spread_drafter(
     return Sharded(drafter, ranks, device, torch.bfloat16 if bfloat16 else torch.float32)
 
 
+def own_part(tensor: Tensor) -> Tensor:
+    """Return what this process holds of a weight or moment, to work on in place."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     bucket: list[Tensor] = []
     for gradient in gradients:

@@ -23,13 +23,12 @@ from speculators.config.schema import Config
 from speculators.conversion.layout import write_model
 from speculators.data.types import PackedBatch
 from speculators.errors import CheckpointError, HiddenStateError
+from speculators.training.accounts import Accounts
 from speculators.training.checkpoint import CheckpointFolder
 from speculators.training.ema import WeightAverage
-from speculators.training.guard import note_bad_step, stop_if_lost
 from speculators.training.interrupt import InterruptError, StopRequest
 from speculators.training.journal import Journal, NoJournal
 from speculators.training.memory import peak_memory_bytes
-from speculators.training.metrics import MetricSums, merged_states
 from speculators.training.optimizers import build_optimizers
 from speculators.training.ranks import Ranks
 from speculators.training.result import TrainResult
@@ -125,7 +124,6 @@ class Trainer:
             spread,
         )
         self._checkpoints = CheckpointFolder(run_dir / "checkpoints", self._settings.keep_last)
-        self._sums = MetricSums()
         self._state = TrainerState()
         self._plain_settings = settings_of(config, drafter.config)
         self._plain_settings["rows_per_step"] = self._rows_per_step
@@ -193,6 +191,8 @@ class Trainer:
         self._state.settings = self._plain_settings
         self._state.fingerprints = self._fingerprints
         self._state.total_steps = self._total_steps
+        limit = self._settings.max_bad_steps
+        self._accounts = Accounts(self._state, self._device, limit, self._ranks)
         self._restored = True
 
     def _go_on_from(self, name: str) -> None:
@@ -208,18 +208,10 @@ class Trainer:
         for line in accepted:
             self._say(f"changed since {name}: {line}")
         self._weights.load(self._checkpoints, name)
-        self._load_sums(state)
         self._state, self._saved_step = state, state.position.step
         if self._ranks.is_main:
             self._checkpoints.point_to_best(state)
         self._say(f"going on from checkpoints/{name}: step {self._saved_step}")
-
-    def _load_sums(self, state: TrainerState) -> None:
-        saved, ranks = state.metric_sums, self._ranks
-        if len(saved) == ranks.world_size:
-            self._sums.load(saved[ranks.rank], self._device)
-        elif ranks.is_main:
-            self._sums.load(merged_states(saved), self._device)
 
     def _train_epoch(self, journal: Journal | NoJournal, stop: StopRequest) -> None:
         """Train on the rest of the present epoch, or on the next when it is over."""
@@ -234,8 +226,10 @@ class Trainer:
                 factor = self._schedule.factor(position.step)
                 mine = self._watched(rows.take(count))
                 report = self._stepper.run(mine, count, position.step, factor)
-                position.row += left
-                self._account(report, journal)
+                position.row, position.step = position.row + left, position.step + 1
+                if self._weights.average is not None:
+                    self._weights.average.update(report.usable)
+                self._accounts.add(report, journal)
                 seconds = time.perf_counter() - start
                 self._state.step_seconds += seconds
                 self._waiting.add(seconds, rows.seconds - waited, first=waited == 0.0)
@@ -267,40 +261,21 @@ class Trainer:
                 return
             yield row
 
-    def _account(self, report: StepReport, journal: Journal | NoJournal) -> None:
-        state, position = self._state, self._state.position
-        position.step += 1
-        position.tokens += report.num_tokens
-        position.supervised_tokens += report.num_supervised
-        if report.bad_tensor is None:
-            self._sums.add(report.output)
-        if report.gradient_norm is not None:
-            self._sums.add_value("gradient_norm", report.gradient_norm, report.output.loss_sum)
-        if report.moved and self._weights.average is not None:
-            self._weights.average.update()
-        journal.advance(position.step)
-        bad = note_bad_step(state, report)
-        if bad is not None:
-            journal.metrics("bad_step", state, bad)
-            stop_if_lost(state, self._settings.max_bad_steps, bad)
-
     def _log(self, report: StepReport, journal: Journal | NoJournal, seconds: float) -> None:
         state, position = self._state, self._state.position
         if position.step < self._total_steps and position.step % self._settings.log_every_steps:
             return
+        self._accounts.settle(journal)
         values = {
-            "loss": None,
-            "gradient_norm": None,
-            **self._sums.values(self._ranks),
+            **self._accounts.means(),
             "learning_rate": report.learning_rate,
             "skipped_steps": state.bad_steps,
             "tokens": position.tokens,
             "supervised_tokens": position.supervised_tokens,
         }
-        self._sums.clear()
         waiting = self._waiting.report()
         journal.status(waiting_text(waiting))
-        journal.metrics("train", state, values)
+        journal.metrics("train", position, values)
         timing = {
             "seconds": seconds,
             "tokens_per_second": report.num_tokens / max(seconds, 1e-9),
@@ -337,7 +312,7 @@ class Trainer:
         start, self._state.validation_due = time.perf_counter(), True
         values = validate_undisturbed(self._validate, self._weights, self._stepper.autocast())
         self._state.validation_due = False
-        journal.metrics("validation", self._state, values)
+        journal.metrics("validation", self._state.position, values)
         journal.timing("validation", self._state, {"seconds": time.perf_counter() - start})
         return note_validation(self._state, values, self._settings.best_metric)
 
@@ -347,12 +322,13 @@ class Trainer:
         Every rank gives its part, the main one writes, and none goes on before it has.
         """
         state, start = self._state, time.perf_counter()
+        self._accounts.settle(journal)
         journal.flush()
         name = self._checkpoints.free_name(epoch, state.position.step)
         best_now = self._validate is None or state.best_step == state.position.step
         if best_now or state.best_checkpoint is None:
             state.best_checkpoint = name
-        state.metric_sums = self._ranks.gather(self._sums.state())
+        state.metric_sums = self._ranks.gather(self._accounts.sums.state())
         state.seconds = self._seconds_before + start - self._start
         state.peak_memory_bytes = max(state.peak_memory_bytes, peak_memory_bytes(self._device))
         state.world_size = self._ranks.world_size
