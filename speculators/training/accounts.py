@@ -16,6 +16,11 @@ from speculators.training.state import Position, TrainerState
 from speculators.training.step import StepReport
 
 
+def steps_ahead(device: torch.device) -> int:
+    """Return how many steps may be asked for before their numbers are."""
+    return 0 if device.type == "cpu" else 1
+
+
 class Accounts:
     """Counts tokens, metrics and skipped steps, in the order of the steps.
 
@@ -37,7 +42,7 @@ class Accounts:
         self._state, self._device, self._ranks = state, device, ranks
         self._max_bad_steps = max_bad_steps
         self._open: deque[tuple[Position, StepReport]] = deque()
-        self._ahead = 0 if device.type == "cpu" else 1
+        self._ahead = steps_ahead(device)
         self._load(state.metric_sums)
 
     def add(self, report: StepReport, journal: Journal | NoJournal) -> None:

@@ -18,7 +18,6 @@ from speculators.config.schema import AdamWConfig, MuonConfig, OptimizerConfig
 from speculators.errors import CheckpointError, ConfigError
 from speculators.training.spread import Spread
 
-_FUSED_DEVICES = ("cpu", "cuda")
 _TABLES = ("embed_tokens", "lm_head")
 Named = list[tuple[str, nn.Parameter]]
 
@@ -151,14 +150,12 @@ def _adamw(named: Named, config: AdamWConfig | MuonConfig, lr: float) -> Optimiz
         {"params": [n for n in named if n[1].ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [n for n in named if n[1].ndim < 2], "weight_decay": 0.0},
     ]
-    fused = all(p.device.type in _FUSED_DEVICES for _, p in named)
-    optimizer = AdamW(
-        [group for group in groups if group["params"]],
-        lr=lr,
-        betas=(config.beta1, config.beta2),
-        eps=config.eps,
-        fused=fused or None,
-    )
+    groups = [group for group in groups if group["params"]]
+    settings = {"lr": lr, "betas": (config.beta1, config.beta2), "eps": config.eps}
+    try:
+        optimizer = AdamW(groups, **settings, fused=True)
+    except RuntimeError:  # not on this device
+        optimizer = AdamW(groups, **settings)
     return _with_peak(optimizer, lr)
 
 

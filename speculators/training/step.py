@@ -196,7 +196,7 @@ class Stepper:
         """Divide the gradient, clip it and move the weights, or nothing if it is not finite.
 
         All of it is decided on the device, so that the host can go on with the next step. Returns
-        1 if the weights moved and 0 if not, and the numbers of the report.
+        whether the weights moved, and the numbers of the report.
         """
         parameters = list(self.drafter.trainable_parameters().values())
         home = parameters[0].device  # the host, for weights that are kept there
@@ -218,7 +218,7 @@ class Stepper:
             step_if(optimizer, usable)
         return usable, torch.cat([numbers, norms])
 
-    def _norms(self, gradients: Sequence[Tensor]) -> Float[Tensor, "gradient"]:
+    def _norms(self, gradients: list[Tensor]) -> Float[Tensor, "gradient"]:
         """Return the norm of each whole gradient."""
         if not gradients:
             return torch.zeros(0, dtype=widest(self.device))
