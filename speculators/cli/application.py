@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -48,9 +47,7 @@ class Task:
         state = HydraConfig.get()
         try:
             config = to_config(composed, output_dir=state.runtime.output_dir)
-            spread = self.command.spread_module if config.launcher.starts_processes else None
-            stage = importlib.import_module(spread or self.command.module)
-            result = stage.run(config, self.argv)
+            result = self.command.run(config, self.argv)
         except SpeculatorsError as error:
             _leave_nothing(Path(state.runtime.output_dir))
             if state.mode is RunMode.MULTIRUN:

@@ -6,7 +6,12 @@ module with `run(config: Config, argv: Sequence[str]) -> Mapping | float | None`
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from speculators.config.schema import Config
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,16 @@ class Command:
     spread_module: str | None = None
     needs: tuple[str, ...] = ()
     passes_on: bool = False
+
+    def run(self, config: Config, argv: Sequence[str] = ()) -> Any:
+        """Run the stage in this process, or spread as `config.launcher` says.
+
+        Args:
+            config: the whole configuration, valid.
+            argv: command line, for the record.
+        """
+        spread = self.spread_module if config.launcher.starts_processes else None
+        return importlib.import_module(spread or self.module).run(config, argv)
 
 
 _SOURCE = "data.path|data.hub_id|data.sources"

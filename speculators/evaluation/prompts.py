@@ -26,6 +26,7 @@ class Prompt:
         source: `file:line` or the conversation it was taken from.
         system: system text ahead of the first turn, or None.
         input_ids: tokens of the first turn as they are, for prompts that were tokenised before.
+        suite: name of the suite it belongs to, or None.
     """
 
     turns: tuple[str, ...]
@@ -34,6 +35,7 @@ class Prompt:
     source: str = ""
     system: str | None = None
     input_ids: tuple[int, ...] | None = None
+    suite: str | None = None
 
     def history(self, answers: Sequence[str]) -> list[Turn]:
         """Return the turns before the next answer, given the answers so far."""

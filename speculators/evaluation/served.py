@@ -27,6 +27,7 @@ from speculators.evaluation.result import (
     Mismatch,
     distinct_gram_share,
 )
+from speculators.evaluation.slices import PromptRow
 from speculators.evaluation.verifier import CachedVerifier, PromptTokenizer
 from speculators.hidden_states.online.client import ServedModel, VllmClient, base_url
 from speculators.hidden_states.online.failures import AttemptError
@@ -58,6 +59,12 @@ class _Served:
     prompt_ids: list[list[int]] = field(default_factory=list)
     answers: list[tuple[int, ...]] = field(default_factory=list)
     counts: list[DraftCounters] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def row(self) -> PromptRow:
+        """Describe it."""
+        tokens = sum(map(len, self.answers))
+        return PromptRow.of(self.prompt, self.prompt_ids[0], tokens=tokens, seconds=self.seconds)
 
     def acceptance(self, num_draft_tokens: int) -> Acceptance:
         """Return the statistics of all its turns."""
@@ -123,7 +130,6 @@ class _Run:
     tokenizer: PromptTokenizer
     config: EvaluationConfig
     version: str = ""
-    seconds: float = 0.0
 
     async def all(self, prompts: Sequence[Prompt], console: Console | None) -> list[_Served]:
         url, client = base_url(self.endpoint), VllmClient(_TIMEOUT_SECONDS)
@@ -163,7 +169,7 @@ class _Run:
                 max_new_tokens=room,
                 stop_ids=sorted(self.tokenizer.end_of_turn_ids),
             )
-            self.seconds += time.perf_counter() - began
+            one.seconds += time.perf_counter() - began
             after = await self._settled(client, url, before, len(written.token_ids))
             one.prompt_ids.append(ids)
             one.answers.append(tuple(written.token_ids))
@@ -256,12 +262,6 @@ class ServedAnswers:
             verifier: with a reference: tells how close differing tokens are.
         """
         size, done = self._run.checkpoint.num_draft_tokens, self._done
-        groups: dict[str, list[Acceptance]] = {}
-        for one in done:
-            name = one.prompt.category or "uncategorised"
-            groups.setdefault(name, []).append(one.acceptance(size))
-        categorised = any(one.prompt.category is not None for one in done)
-        merged = {name: Acceptance.merge(parts) for name, parts in groups.items()}
         answers = [answer for one in done for answer in one.answers]
         num_drafts = sum(count.drafts for one in done for count in one.counts)
         mismatches: list[list[Mismatch]] | None = None
@@ -272,11 +272,12 @@ class ServedAnswers:
             ]
         return EvaluationResult(
             acceptance=Acceptance.merge([one.acceptance(size) for one in done]),
-            by_category=merged if categorised else {},
+            rows=tuple(one.row() for one in done),
+            by_context={},
             speculative=Cost(
                 tokens=sum(map(len, answers)),
                 verifier_calls=num_drafts + len(answers),
-                seconds=self._run.seconds,
+                seconds=sum(one.seconds for one in done),
             ),
             plain=None,
             lossless_prompts=None if mismatches is None else sum(not m for m in mismatches),

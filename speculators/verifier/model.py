@@ -64,7 +64,10 @@ class VerifierModel:
         weight = next(model.parameters())
         self.device: torch.device = weight.device
         self.dtype: torch.dtype = weight.dtype
-        self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+        taken = inspect.signature(model.forward).parameters
+        self._keeps_logits = "logits_to_keep" in taken
+        # transformers renamed it within version 5; code that comes with a model keeps its own name.
+        self._cache_name = "cache" if "cache" in taken else "past_key_values"
         self._rolls_back = False
         probe.check_states(self)
 
@@ -251,7 +254,6 @@ class VerifierModel:
         """Run the model and return logits of the last `keep` positions (0: all)."""
         if self._keeps_logits:
             inputs["logits_to_keep"] = keep
-        logits = self._model(
-            input_ids=tokens, past_key_values=cache, use_cache=cache is not None, **inputs
-        ).logits
+        inputs[self._cache_name] = cache
+        logits = self._model(input_ids=tokens, use_cache=cache is not None, **inputs).logits
         return logits[:, -keep:] if keep else logits

@@ -73,6 +73,11 @@ class Config:
     """serve: print the command that would be run, and stop. convert: write folder and model card,
     upload nothing."""
 
+    @property
+    def data_seed(self) -> int:
+        """Seed of everything that is drawn while data are prepared."""
+        return self.seed if self.data.seed is None else self.data.seed
+
     def problems(self) -> Iterator[Problem]:
         """Check what concerns several groups."""
         yield from at_least(self, "seed", 0)

@@ -1,0 +1,89 @@
+"""The Python interface: the same stages as the command line, with typed configurations."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import speculators
+from speculators.config.schema import Config
+from speculators.errors import ConfigError
+
+
+def tiny(folder: Path, *overrides: str, command: str = "train") -> Config:
+    choices = ["debug=fast", "data.regenerate.enabled=false", f"cache_dir={folder / 'cache'}"]
+    return speculators.compose(
+        *choices, *overrides, command=command, output_dir=folder / f"a {command}"
+    )
+
+
+def test_importing_costs_nothing() -> None:
+    heavy = "[name for name in ('torch', 'hydra', 'numpy') if name in sys.modules]"
+    code = f"import sys, speculators; print({heavy})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_public_name_is_there_and_documented() -> None:
+    init = ast.parse(inspect.getsource(speculators))
+    block = next(node for node in init.body if isinstance(node, ast.If))
+    typed = [alias.name for node in ast.walk(block) if isinstance(node, ast.ImportFrom)
+             for alias in node.names]  # fmt: skip
+    assert sorted(typed) == sorted(speculators.__all__)
+    for name in speculators.__all__:
+        found = getattr(speculators, name)
+        assert (inspect.getdoc(found) or "").strip(), name
+        assert name in dir(speculators)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'tune'"):
+        speculators.tune  # noqa: B018
+
+
+def test_composes_what_the_command_line_composes(tmp_path: Path) -> None:
+    config = speculators.compose("speculator.block_size=4", output_dir=tmp_path / "here")
+    assert config.speculator.name == "dflash"
+    assert config.speculator.block_size == 4  # type: ignore[attr-defined]
+    assert config.output_dir == str(tmp_path / "here")
+
+
+def test_every_problem_is_named_at_once() -> None:
+    with pytest.raises(ConfigError) as raised:
+        speculators.compose("speculator.block_sise=4", "optimizer.lr=fast")
+    assert len(raised.value.problems) == 2
+    with pytest.raises(ConfigError, match="command=tune: no such command: there are train"):
+        speculators.compose(command="tune")
+
+
+def test_a_folder_without_a_configuration_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds neither resolved"):
+        speculators.load_config(tmp_path)
+
+
+def test_one_drafter_from_conversations_to_tokens(tmp_path: Path) -> None:
+    config = tiny(tmp_path)
+    data = speculators.prepare(config)
+    assert len(data.train) > 0
+    result = speculators.train(config)
+    assert result["steps"] == 4
+    assert speculators.load_config(config.output_dir) == config
+
+    checkpoint = result["checkpoint"]
+    assert speculators.load_config(checkpoint) == config
+    evaluated = speculators.evaluate(
+        tiny(tmp_path, f"checkpoint='{checkpoint}'", command="evaluate")
+    )
+    assert evaluated["acceptance_length"] == result["acceptance_length"]
+
+    verifier = speculators.load_verifier(config)
+    drafter = speculators.load_drafter(checkpoint, verifier)
+    states = torch.randn(3, len(drafter.config.target_layer_ids or ()), verifier.spec.hidden_size)
+    proposal = drafter.new_session().propose(states, torch.tensor([5, 6, 7]))
+    assert proposal.tokens.shape == (drafter.num_draft_tokens,)
