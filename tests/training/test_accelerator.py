@@ -32,7 +32,7 @@ def run(*cases: str) -> dict[str, Any]:
 
 
 def check(steps: dict[str, Any]) -> None:
-    """Anchors, masks, losses, update and average wait for nothing: only who reads the numbers, once.
+    """Masks, losses, update and average wait for nothing: only who reads the numbers, once.
 
     And blocks that are filled up, in whole rows, train as those a CPU cuts short.
     """
