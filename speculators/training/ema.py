@@ -53,10 +53,9 @@ class WeightAverage:
         finally:
             self._swap()
 
-    def state(self, spread: Spread) -> dict[str, object]:
-        """Return the whole average and its counter, for a checkpoint."""
-        average = {name: spread.snapshot(value) for name, value in self._average.items()}
-        return {"num_updates": int(self._num_updates), "average": average}
+    def state(self) -> dict[str, object]:
+        """Return the average, spread as the weights are, and its counter."""
+        return {"num_updates": int(self._num_updates), "average": dict(self._average)}
 
     @torch.no_grad()
     def load(self, state: Mapping[str, object] | None, spread: Spread) -> None:

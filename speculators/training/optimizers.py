@@ -92,18 +92,12 @@ def step_if(optimizer: Optimizer, usable: Bool[Tensor, ""]) -> None:
         optimizer.step()
 
 
-def optimizer_states(optimizers: Sequence[Optimizer], spread: Spread) -> list[dict[str, Any]]:
-    """Return the whole state of each optimizer, parameters identified by name in its groups."""
-    states = [optimizer.state_dict() for optimizer in optimizers]
-    for state in states:
-        state["state"] = {
-            number: {
-                key: spread.snapshot(value) if isinstance(value, Tensor) else value
-                for key, value in of.items()
-            }
-            for number, of in state["state"].items()
-        }
-    return states
+def optimizer_states(optimizers: Sequence[Optimizer]) -> list[dict[str, Any]]:
+    """Return the state of each optimizer, parameters identified by name in its groups.
+
+    Its tensors are the optimizer's own, spread as the weights are.
+    """
+    return [optimizer.state_dict() for optimizer in optimizers]
 
 
 def load_optimizer_states(

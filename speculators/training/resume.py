@@ -35,6 +35,7 @@ _SILENT = (
     "training.profile_steps",
     "training.resume",
     "training.allow_changes",
+    "training.checkpoint_in_background",
     "training.name",
 )
 

@@ -7,7 +7,6 @@ its newest checkpoint.
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
 import time
@@ -20,7 +19,6 @@ from rich.console import Console
 
 from speculators.algorithms.base import Drafter
 from speculators.config.schema import Config
-from speculators.conversion.layout import write_model
 from speculators.data.types import PackedBatch
 from speculators.errors import CheckpointError, HiddenStateError
 from speculators.training.accounts import Accounts
@@ -34,6 +32,7 @@ from speculators.training.ranks import Ranks
 from speculators.training.result import TrainResult
 from speculators.training.resume import compare, require_resumable, settings_of
 from speculators.training.rows import EpochRows, RowSource
+from speculators.training.saving import Saver
 from speculators.training.schedule import Schedule, count_steps
 from speculators.training.spread import spread_drafter
 from speculators.training.state import TrainerState, read_state
@@ -128,7 +127,13 @@ class Trainer:
         self._plain_settings = settings_of(config, drafter.config)
         self._plain_settings["rows_per_step"] = self._rows_per_step
         self._fingerprints = {"rows": loader.fingerprint, **(fingerprints or {})}
-        self._run_yaml = run_yaml or json.dumps(self._plain_settings, indent=2) + "\n"
+        self._saver = Saver(
+            self._checkpoints,
+            self._weights,
+            self._settings.checkpoint_dtype,
+            run_yaml or json.dumps(self._plain_settings, indent=2) + "\n",
+            in_background=self._settings.checkpoint_in_background,
+        )
         self._saved_step = 0
         self._watchdog = Watchdog(ranks.rank, config.launcher.stall_seconds, _print_line)
         self._waiting = Waiting(loader)
@@ -162,8 +167,11 @@ class Trainer:
                     self._validate_and_save(journal, epoch_ends=self._epoch_ends())
                 while state.position.step < self._total_steps:
                     self._train_epoch(journal, stop)
+                self._saver.finish()
             except HiddenStateError as error:  # of samples to come: every step made is whole
                 raise type(error)(f"{error}. {self._save_last(journal)}") from error
+            finally:
+                self._saver.wait()
         return self._result()
 
     def _open_journal(self) -> Journal | NoJournal:
@@ -309,6 +317,7 @@ class Trainer:
         """Validate; return whether this is the best so far."""
         if self._validate is None:
             return False
+        self._saver.finish()
         start, self._state.validation_due = time.perf_counter(), True
         values = validate_undisturbed(self._validate, self._weights, self._stepper.autocast())
         self._state.validation_due = False
@@ -316,38 +325,26 @@ class Trainer:
         journal.timing("validation", self._state, {"seconds": time.perf_counter() - start})
         return note_validation(self._state, values, self._settings.best_metric)
 
-    def _save(self, journal: Journal | NoJournal, epoch: int | None) -> str:
-        """Write a checkpoint of the present step; return its folder name.
-
-        Every rank gives its part, the main one writes, and none goes on before it has.
-        """
+    def _save(self, journal: Journal | NoJournal, epoch: int | None) -> None:
+        """Begin to write a checkpoint of the present step; every rank gives its part."""
         state, start = self._state, time.perf_counter()
+        self._saver.finish()
         self._accounts.settle(journal)
         journal.flush()
-        name = self._checkpoints.free_name(epoch, state.position.step)
-        best_now = self._validate is None or state.best_step == state.position.step
+        name, step = "", state.position.step
+        if self._ranks.is_main:
+            name = self._checkpoints.free_name(epoch, step)
+        name = self._ranks.share(name)
+        best_now = self._validate is None or state.best_step == step
         if best_now or state.best_checkpoint is None:
             state.best_checkpoint = name
         state.metric_sums = self._ranks.gather(self._accounts.sums.state())
         state.seconds = self._seconds_before + start - self._start
         state.peak_memory_bytes = max(state.peak_memory_bytes, peak_memory_bytes(self._device))
         state.world_size = self._ranks.world_size
-        tensors = self._weights.tensors(self._schedule, state.position.step)
-        with self._weights.servable() as drafter:
-            if drafter is not None:
-                self._checkpoints.save(
-                    name,
-                    state,
-                    write_model=functools.partial(
-                        write_model, drafter=drafter, dtype=self._settings.checkpoint_dtype
-                    ),
-                    tensors=tensors,
-                    run_yaml=self._run_yaml,
-                )
-        state.saved = self._ranks.share(state.saved)
-        self._saved_step = state.position.step
+        self._saver.begin(name, state, self._schedule)
+        self._saved_step = step
         journal.timing("checkpoint", state, {"seconds": time.perf_counter() - start})
-        return name
 
     def _stop_if_asked(self, journal: Journal | NoJournal, stop: StopRequest) -> None:
         step = self._state.position.step
@@ -364,6 +361,7 @@ class Trainer:
             return "No step was made"
         if self._saved_step != step:
             self._save(journal, None)
+        self._saver.finish()
         return f"Saved checkpoints/{self._state.saved[-1]} after step {step}"
 
     def _result(self) -> TrainResult:

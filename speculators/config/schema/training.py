@@ -61,6 +61,9 @@ class TrainingConfig:
     """Use at most this many validation samples; null uses all."""
     checkpoint_every_steps: int | None = None
     """Save every n steps besides the end of each epoch."""
+    checkpoint_in_background: bool = True
+    """Copy what is saved and go on while it is written; needs host memory for one more copy of
+    weights and optimizer state."""
     keep_last: int | None = 2
     """Newest checkpoints kept, beside the best; null keeps all."""
     best_metric: BestMetric = BestMetric.acceptance_length
