@@ -21,13 +21,13 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint import (
+from torch.distributed.checkpoint.hf_storage import (
     HuggingFaceStorageReader,
     HuggingFaceStorageWriter,
-    async_save,
-    load,
 )
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
     FSDPModule,
@@ -114,7 +114,7 @@ class Replicated:
 
     def stage(self, state: dict[str, Any], aside: Path) -> Callable[[], dict[str, Any] | None]:
         """Copy it in the main process."""
-        copied = self._stager.stage(state) if self._ranks.is_main else None
+        copied: Any = self._stager.stage(state) if self._ranks.is_main else None
         return lambda: copied
 
     def place(self, tensor: Tensor, like: Tensor) -> Tensor:
@@ -145,8 +145,10 @@ class Sharded:
         self._whole = copy.deepcopy(drafter, memo) if ranks.is_main else None
         self._drafter, self._ranks = drafter, ranks
         self._stager = new_stager(device)
-        self._saving = dist.new_group(backend="gloo")  # its messages overtake those of training
-        self._alone = dist.new_group([0], backend="gloo")
+        self._saving: Any = dist.new_group(
+            backend="gloo"
+        )  # its messages overtake those of training
+        self._alone: Any = dist.new_group([0], backend="gloo")
         self._mesh = init_device_mesh(device.type, (ranks.world_size,))
         policy = MixedPrecisionPolicy(
             param_dtype=arithmetic, reduce_dtype=torch.float32, cast_forward_inputs=False

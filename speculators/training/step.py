@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from speculators.algorithms.base import Drafter, Output, StepContext
 from speculators.config.schema import Precision
 from speculators.data.types import HostRow, PackedBatch
+from speculators.modules.compiling import fused
 from speculators.modules.parts import part
 from speculators.modules.transfer import Later, send
 from speculators.training.carrier import Carrier
@@ -121,6 +122,7 @@ class Stepper:
         seed: of the run; with step and row it decides everything random in a forward pass.
         ranks: the processes that make a step together.
         spread: how weights and gradients are spread over them.
+        compile: whether `torch.compile` may fuse the drafter's regions.
     """
 
     drafter: Drafter[Any]
@@ -132,6 +134,7 @@ class Stepper:
     seed: int
     ranks: Ranks
     spread: Spread
+    compile: bool = False
 
     @part("step")
     def run(self, rows: Iterable[PackedBatch], count: int, step: int, factor: float) -> StepReport:
@@ -184,7 +187,7 @@ class Stepper:
 
     @part("forward")
     def _forward(self, row: PackedBatch, context: StepContext) -> Output:
-        with self.autocast():
+        with self.autocast(), fused(self.compile):
             return self.drafter.compute_loss(row, self.teacher, context)
 
     @part("backward")

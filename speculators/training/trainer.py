@@ -18,9 +18,10 @@ import torch
 from rich.console import Console
 
 from speculators.algorithms.base import Drafter
-from speculators.config.schema import Config
+from speculators.config.schema import Config, TrainingConfig
 from speculators.data.types import PackedBatch
-from speculators.errors import CheckpointError, HiddenStateError
+from speculators.errors import CheckpointError, HiddenStateError, LaunchError
+from speculators.modules.compiling import compiler_problem, num_graphs
 from speculators.training.accounts import Accounts
 from speculators.training.checkpoint import CheckpointFolder
 from speculators.training.ema import WeightAverage
@@ -89,6 +90,7 @@ class Trainer:
     ) -> None:
         self._settings = config.training
         self._ranks = ranks = ranks or Ranks()
+        require_compiler(self._settings, device)
         self._drafter, self._loader, self._validate = drafter.to(device), loader, validate
         self._run_dir, self._device = run_dir, device
         self._tracker = tracker or NoTracker()
@@ -121,6 +123,7 @@ class Trainer:
             config.seed,
             ranks,
             spread,
+            self._settings.compile,
         )
         self._checkpoints = CheckpointFolder(run_dir / "checkpoints", self._settings.keep_last)
         self._state = TrainerState()
@@ -288,6 +291,7 @@ class Trainer:
             "seconds": seconds,
             "tokens_per_second": report.num_tokens / max(seconds, 1e-9),
             "mean_tokens_per_second": position.tokens / max(state.step_seconds, 1e-9),
+            "compiled_graphs": num_graphs(),
         }
         journal.timing("step", state, {**timing, **waiting})
         if (advice := self._waiting.advice(waiting)) is not None:
@@ -384,6 +388,20 @@ class Trainer:
         if not self._ranks.is_main:
             return
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def require_compiler(settings: TrainingConfig, device: torch.device) -> None:
+    """Find out before the first step whether `training.compile=true` can be had.
+
+    Raises:
+        LaunchError: nothing can be compiled here.
+    """
+    problem = compiler_problem(device) if settings.compile else None
+    if problem is not None:
+        raise LaunchError(
+            f"training.compile=true: nothing can be compiled for {device} here ({problem}); install "
+            "a C++ compiler (g++ or clang++, or name one in CXX), or set training.compile=false"
+        )
 
 
 def _print_line(text: str) -> None:

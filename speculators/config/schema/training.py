@@ -51,6 +51,8 @@ class TrainingConfig:
     """Largest gradient norm; null does not clip. The norm is logged either way."""
     precision: Precision = Precision.auto
     """auto: bfloat16 on a GPU, float32 on a CPU."""
+    compile: bool = False
+    """Let `torch.compile` fuse the drafter's layers; needs a compiler (g++ or clang++ on a CPU)."""
     ema_decay: float | None = None
     """Keep an exponential moving average of the weights, and save and validate that."""
     validation_fraction: float = 0.1
