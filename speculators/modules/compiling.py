@@ -1,8 +1,8 @@
 """Parts of a drafter that `torch.compile` may fuse, and how many graphs it has made of them.
 
-A region is a function of tensors and weights alone: no host data, no data-dependent shape. Its
-sizes are symbols, so it is compiled once for every kind of layer, whatever the rows hold. Nothing is
-compiled unless `fused` is open; drafting and validation, whose shapes vary, run as written.
+A region is a function of tensors and weights alone: no host data, no shape that depends on values.
+Its sizes are symbols, so it is compiled once for every kind of layer, whatever the rows hold.
+Nothing is compiled unless `fused` is open; drafting and validation run as written.
 """
 
 from __future__ import annotations

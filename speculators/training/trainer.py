@@ -399,8 +399,9 @@ def require_compiler(settings: TrainingConfig, device: torch.device) -> None:
     problem = compiler_problem(device) if settings.compile else None
     if problem is not None:
         raise LaunchError(
-            f"training.compile=true: nothing can be compiled for {device} here ({problem}); install "
-            "a C++ compiler (g++ or clang++, or name one in CXX), or set training.compile=false"
+            f"training.compile=true: nothing can be compiled for {device} here ({problem}); "
+            "install a C++ compiler (g++ or clang++, or name one in CXX), or set "
+            "training.compile=false"
         )
 
 
