@@ -35,6 +35,8 @@ class RowLoader:
         shuffle: False gives the same rows in every epoch (validation).
         rows_ahead: rows prepared in a background thread while the caller works; 0 does
             everything in the caller's thread.
+        pin_memory: lay rows into memory a GPU can copy from while it works; for states that come
+            on the host.
     """
 
     def __init__(
@@ -48,10 +50,12 @@ class RowLoader:
         seed: int,
         shuffle: bool = True,
         rows_ahead: int = 1,
+        pin_memory: bool = False,
     ) -> None:
         self._samples, self._source = samples, source
         self._length, self._layers, self._hidden = sequence_length, num_aux_layers, hidden_size
         self._seed, self._shuffle, self._ahead = seed, shuffle, rows_ahead
+        self._pin = pin_memory
         self._dtype, self._device = torch.float32, torch.device("cpu")
         self._packed: tuple[int, Rows] | None = None
 
@@ -130,7 +134,8 @@ class RowLoader:
         )
 
     def _empty(self, *shape: int) -> Tensor:
-        return torch.empty(shape, dtype=self._dtype, device=self._device)
+        pin = self._pin and self._device.type == "cpu"
+        return torch.empty(shape, dtype=self._dtype, device=self._device, pin_memory=pin)
 
 
 def collate(

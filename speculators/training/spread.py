@@ -30,8 +30,10 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
     FSDPModule,
     MixedPrecisionPolicy,
+    OffloadPolicy,
     fully_shard,
     register_fsdp_forward_method,
 )
@@ -39,6 +41,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from speculators.algorithms.base import Drafter
+from speculators.config.schema import LauncherConfig
 from speculators.training.ranks import Ranks
 
 _BUCKET_BYTES = 64 * 2**20
@@ -135,10 +138,17 @@ class Sharded:
         ranks: of the run.
         device: of the drafter.
         arithmetic: weights are gathered in it; gradients are summed in fp32.
+        cpu_offload: keep weights, gradients and moments on the host, and update them there.
     """
 
     def __init__(
-        self, drafter: Drafter[Any], ranks: Ranks, device: torch.device, arithmetic: torch.dtype
+        self,
+        drafter: Drafter[Any],
+        ranks: Ranks,
+        device: torch.device,
+        arithmetic: torch.dtype,
+        *,
+        cpu_offload: bool = False,
     ) -> None:
         # Buffers are the verifier's tables, several GiB: the copy shares them.
         memo = {id(buffer): buffer for buffer in drafter.buffers()}
@@ -161,6 +171,9 @@ class Sharded:
             mp_policy=policy,
             reshard_after_forward=False,
             ignored_params=frozen,
+            offload_policy=CPUOffloadPolicy(pin_memory=device.type == "cuda")
+            if cpu_offload
+            else OffloadPolicy(),
         )
         assert isinstance(drafter, FSDPModule)
         drafter.set_gradient_divide_factor(1.0)
@@ -228,12 +241,18 @@ class Sharded:
 
 
 def spread_drafter(
-    drafter: Drafter[Any], ranks: Ranks, *, sharded: bool, device: torch.device, bfloat16: bool
+    drafter: Drafter[Any],
+    ranks: Ranks,
+    launcher: LauncherConfig,
+    *,
+    device: torch.device,
+    bfloat16: bool,
 ) -> Spread:
     """Spread a drafter that lies on `device` with fp32 weights, in place."""
-    if not sharded:
+    if launcher.name != "fsdp":
         return Replicated(drafter, ranks)
-    return Sharded(drafter, ranks, device, torch.bfloat16 if bfloat16 else torch.float32)
+    arithmetic = torch.bfloat16 if bfloat16 else torch.float32
+    return Sharded(drafter, ranks, device, arithmetic, cpu_offload=launcher.cpu_offload)
 
 
 def new_stager(device: torch.device) -> DefaultStager:

@@ -101,7 +101,7 @@ class Trainer:
         spread = spread_drafter(
             drafter,
             ranks,
-            sharded=config.launcher.name == "fsdp",
+            config.launcher,
             device=device,
             bfloat16=uses_bfloat16(self._settings.precision, device),
         )

@@ -43,7 +43,8 @@ class DryRows(ToyRows):
 
 def config_of(folder: Path, launcher: str, optimizer: OptimizerConfig, **training: Any) -> Config:
     config = toy_config(folder, optimizer=optimizer, **training)
-    return replace(config, launcher=LauncherConfig(name=launcher))
+    name, _, offload = launcher.partition(" ")
+    return replace(config, launcher=LauncherConfig(name=name, cpu_offload=bool(offload)))
 
 
 def train(ranks: Ranks, config: Config, dry_at: tuple[int, int] | None = None) -> None:
@@ -85,8 +86,9 @@ def assert_same(run: Path, reference: Path, tolerance: float = 1e-6) -> None:
         ("ddp", AdamWConfig(lr=0.01), None),
         ("fsdp", AdamWConfig(lr=0.01), 0.9),
         ("fsdp", MuonConfig(lr=0.01, adamw_lr=0.01), None),
+        ("fsdp offloaded", AdamWConfig(lr=0.01), 0.9),
     ],
-    ids=["ddp", "fsdp with average", "fsdp with muon"],
+    ids=["ddp", "fsdp with average", "fsdp with muon", "fsdp offloaded"],
 )
 def test_two_ranks_are_two_rows_of_one_process(
     launcher: str, optimizer: OptimizerConfig, ema: float | None, tmp_path: Path

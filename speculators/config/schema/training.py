@@ -114,6 +114,8 @@ class LauncherConfig:
     """Machines; the same command is started on each, with one `output_dir` on a shared disk."""
     rendezvous: str | None = None
     """HOST:PORT of the first machine, where the others find it."""
+    cpu_offload: bool = False
+    """fsdp: keep weights, gradients and optimizer state in host memory, and update them there."""
     stall_seconds: float | None = 600.0
     """A process that is at one thing for so long is named, with the samples it has; null: never."""
     timeout_seconds: float = 1800.0
@@ -132,6 +134,8 @@ class LauncherConfig:
         yield from positive(self, "timeout_seconds")
         if self.name not in ("single", "ddp", "fsdp"):
             yield Problem("name", self.name, "allowed: single, ddp, fsdp")
+        if self.cpu_offload and self.name != "fsdp":
+            yield Problem("cpu_offload", True, "only shards can be kept on the host: launcher=fsdp")
         if self.num_nodes > 1 and self.rendezvous is None:
             text = "several machines meet at one of them: give launcher.rendezvous=HOST:PORT"
             yield Problem("rendezvous", None, text)
