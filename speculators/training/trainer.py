@@ -196,7 +196,7 @@ class Trainer:
             self._checkpoints.remove_unfinished()
         for name in self._checkpoints.incomplete():
             self._say(f"checkpoints/{name}: is not complete, so it is left alone")
-        name = self._checkpoints.newest()
+        name = self._ranks.share(self._checkpoints.newest())
         if name is not None:
             self._go_on_from(name)
         self._state.settings = self._plain_settings
