@@ -18,14 +18,16 @@ from speculators.conversion.durable import replace_text
 from speculators.conversion.layout import read_model, read_serving_config
 from speculators.data.prepared import PreparedData
 from speculators.errors import CheckpointError, ConfigError
+from speculators.evaluation.acceptance import Acceptance
 from speculators.evaluation.best_k import CycleTimes, served_times
 from speculators.evaluation.cycle_times import cycle_times
 from speculators.evaluation.evaluate import evaluate
+from speculators.evaluation.expected import against_published
 from speculators.evaluation.report import write_report
 from speculators.evaluation.result import EvaluationResult
 from speculators.evaluation.served import ServedCheckpoint, evaluate_served
 from speculators.evaluation.speed_tables import recommendation, show_speeds
-from speculators.evaluation.summary import show_result
+from speculators.evaluation.summary import show_expected, show_result
 from speculators.evaluation.written import evaluation_markdown
 from speculators.launch.circumstances import under_circumstances
 from speculators.launch.compare import compare_results
@@ -38,6 +40,9 @@ from speculators.launch.verifier_stage import Verifier
 
 FROM_CHECKPOINT = "checkpoint"
 """Value of `verifier.name_or_path` that means: the verifier the checkpoint was trained for."""
+
+_ROUNDING = 0.01
+"""A served acceptance length further apart than this is another computation, not rounding."""
 
 
 def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
@@ -72,6 +77,11 @@ def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
     folder = Path(config.output_dir)
     write_provenance(folder, config, argv)
     values = {**result.to_dict(), **more}
+    trained_with = _training_config(checkpoint)
+    expected = config.expected or (trained_with.expected if trained_with else None)
+    if expected is not None:
+        values["expected"] = against_published(expected, values)
+        show_expected(values["expected"], console)
     write_json(folder / "evaluation.json", values)
     replace_text(folder / "evaluation.md", evaluation_markdown(values))
     report = write_report(folder)
@@ -119,13 +129,23 @@ class _Evaluation:
         # Answers in process are those of plain decoding, whatever the drafter proposes.
         reference = self._in_process(dataclasses.replace(settings, compare=False), self._drafter())
         result = self._show(served.result(reference, self.verifier.model()))
-        own = reference.acceptance
-        apart = result.acceptance.length / own.length - 1
+        compared = self._compare(result.acceptance, reference.acceptance)
+        return result, {"in_process": compared, **speeds}
+
+    def _compare(self, served: Acceptance, own: Acceptance) -> dict[str, Any]:
+        """Say how a server's drafts stand to those of this process, and return the latter."""
+        same, apart = served.num_equal_prompts(own), served.length / own.length - 1
         self.console.print(
             f"in process on the same prompts: tau {own.length:.3f} ({own.num_drafts} drafts; "
-            f"served {result.acceptance.num_drafts}), served is {apart:+.2%} apart"
+            f"served {served.num_drafts}), served is {apart:+.2%} apart; the same drafts stood on "
+            f"{same} of {own.num_prompts} prompts"
         )
-        return result, {"in_process": own.to_dict(seed=self.config.seed), **speeds}
+        if abs(apart) > _ROUNDING:
+            self.console.print(
+                "[yellow]note:[/] this is more than rounding: that server computes the drafter in "
+                'another way than it was trained (docs/metrics.md, "Where a server differs")'
+            )
+        return {**own.to_dict(seed=self.config.seed), "equal_prompts": same}
 
     def _show(self, result: EvaluationResult) -> EvaluationResult:
         """Show a result with the settings it was made under, and return it."""

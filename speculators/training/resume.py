@@ -32,6 +32,8 @@ _SILENT = (
     "show",
     "tracker.",
     "evaluation.",
+    "expected",
+    "expected.",
     "training.compile",
     "training.profile_steps",
     "training.resume",
