@@ -178,6 +178,7 @@ class _Training:
             hidden_size=self.verifier.spec.hidden_size,
             seed=self.config.seed,
             shuffle=shuffle,
+            pin_memory=self.verifier.device.type == "cuda",
         )
 
     def _prompts(self, data: PreparedData, num_draft_tokens: int) -> ChosenPrompts:

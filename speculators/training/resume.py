@@ -34,9 +34,11 @@ _SILENT = (
     "evaluation.",
     "expected",
     "expected.",
+    "training.compile",
     "training.profile_steps",
     "training.resume",
     "training.allow_changes",
+    "training.checkpoint_in_background",
     "training.name",
 )
 
