@@ -10,7 +10,15 @@ import pytest
 from speculators.algorithms.dflash.config import DFlashConfig, Normalization
 from speculators.config.composition import compose
 from speculators.config.folder import HIDDEN_GROUPS, config_folder, file_comment, group_choices
-from speculators.config.schema import CeLabels, Config, HiddenStatesMode, MuonConfig, ScheduleName
+from speculators.config.schema import (
+    CeLabels,
+    Config,
+    HiddenStatesMode,
+    MuonConfig,
+    ScheduleName,
+    WandbConfig,
+    WandbMode,
+)
 
 # What a choice cannot know and a user has to say.
 NEEDED = {
@@ -47,7 +55,9 @@ def test_every_choice_composes(choices: list[str]) -> None:
         needed = [override for override in needed if not override.startswith("data.path=")]
     config = compose("train", [*choices, *needed])
     for group, _, name in (choice.partition("=") for choice in choices):
-        if hasattr(config, group):
+        if group == "tracker":  # several may be chosen, so each has a node of its own
+            assert list(config.tracker.chosen()) == [name for name in [name] if name != "none"]
+        elif hasattr(config, group):
             chosen = getattr(config, group).name
             assert getattr(chosen, "name", chosen) == name
 
@@ -59,6 +69,13 @@ def test_every_speculator_composes_with_a_small_and_a_large_verifier(
 ) -> None:
     config = compose("train", [f"speculator={name}", f"verifier={verifier}"])
     assert (config.speculator.name, config.verifier.name) == (name, verifier)
+
+
+def test_several_trackers_can_be_chosen() -> None:
+    config = compose("train", ["tracker=[wandb,mlflow]", "tracker.wandb.mode=online"])
+    assert list(config.tracker.chosen()) == ["wandb", "mlflow"]
+    assert config.tracker.wandb == WandbConfig(project="speculators", mode=WandbMode.online)
+    assert config.tracker.tensorboard is None
 
 
 def test_prepare_composes_what_train_composes() -> None:

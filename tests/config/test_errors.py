@@ -37,6 +37,7 @@ KEYS_AND_TYPES = {
     "speculator.loss.zz=1": "no such key: speculator.loss has "
     "ce, kl, reverse_kl, js, tv, lk_alpha, lk_hybrid",
     "seed.x=1": "seed holds a value, it has no keys",
+    "tracker.wandb.mode=online": "tracker.wandb is not chosen: add tracker=wandb",
     "+seed=2": "the key exists already: drop the +",
     "+sed=2": "no such key: did you mean seed?",
     "+speculator.blocksize=2": "no such key: did you mean speculator.block_size?",
@@ -53,6 +54,8 @@ KEYS_AND_TYPES = {
     "speculator.target_layer_ids=3": "must be a list of whole numbers, such as [1, 2], or null",
 }
 CHOICES = {
+    "tracker=[wandb,tensorbord]": "no such choice: did you mean tensorboard? tracker offers "
+    "mlflow, none, tensorboard, trackio, wandb",
     "debug=null": "to choose nothing write ~debug",
     "optimizer=adam": "no such choice: did you mean adamw? optimizer offers adamw, muon",
     "schedule=zzz": "no such choice: schedule offers constant, cosine, linear",

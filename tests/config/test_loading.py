@@ -13,7 +13,7 @@ from speculators.errors import ConfigError
 
 RUNS = [
     [],
-    ["verifier=qwen3_8b", "optimizer=muon", "schedule=cosine", "tracker=wandb"],
+    ["verifier=qwen3_8b", "optimizer=muon", "schedule=cosine", "tracker=[wandb,mlflow]"],
     ["experiment=dflash_qwen3_8b_sharegpt_5k"],
     ["+verifier.template_arguments={enable_thinking: false, tags: [a, b]}", "optimizer.lr=1e-5"],
     ["training.allow_changes=[seed,optimizer.lr]", "data.regenerate.enabled=true"],

@@ -14,6 +14,7 @@ from speculators.errors import ConfigError
 FOLDER = Path(__file__).parents[2] / "sweeps"
 QUESTIONS = sorted(FOLDER.glob("*.yaml"))
 SEARCH = "search"
+HEAVY = "the optuna extra is large, so it is no part of dev"
 
 
 @pytest.mark.parametrize("path", QUESTIONS, ids=lambda path: path.stem)
@@ -22,7 +23,7 @@ def test_every_sweep_composes_and_varies_something(path: Path) -> None:
     assert f"python train.py --config-dir sweeps --config-name {path.stem}" in comment
     assert "?" in comment.splitlines()[0]
     if path.stem == SEARCH:
-        pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+        pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason=HEAVY)
     request = Request(path.stem, config_dir=str(FOLDER))
     check(request, needs=("data.path",), decodes=True)
     composition = compose_untyped(request)
@@ -58,7 +59,7 @@ def test_runs_of_a_sweep_share_data_prompts_and_states() -> None:
 
 
 def test_a_search_has_to_go_the_right_way() -> None:
-    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason=HEAVY)
     loss = ("training.best_metric=loss", "sweep.objective=best_value")
     with pytest.raises(ConfigError, match="best_value is to be minimized"):
         check(Request("search", loss, config_dir=str(FOLDER)))

@@ -22,6 +22,7 @@ COMMANDS["train"] = dataclasses.replace(COMMANDS["train"], module="sweep.stage",
 if __name__ == "__main__":
     sys.exit(main(["train", *sys.argv[1:]]))
 """
+HEAVY = "the optuna extra is large, so it is no part of dev"
 QUESTION = """\
 defaults: [sweep_base, _self_]
 hydra: {sweeper: {params: {optimizer.lr: '0.1,0.3', seed: '0,1'}}}
@@ -132,7 +133,6 @@ def test_a_signal_ends_the_sweep_and_the_next_start_goes_on(place: Path) -> None
 
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_launchers(place: Path, launcher: str) -> None:
-    pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher")
     extra = ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else []
     done = start(place, f"hydra/launcher={launcher}", *extra, "seed=0,7", "optimizer.lr=0.1,0.3")
     assert done.returncode == 7, done.stderr
@@ -150,7 +150,7 @@ def test_launchers(place: Path, launcher: str) -> None:
 
 
 def test_a_search_maximises_and_repeats_itself(place: Path) -> None:
-    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason=HEAVY)
     axes = ("optimizer.lr=interval(0.1,0.5)", "seed=0")
     bare = start(place, "hydra/sweeper=optuna", *axes)
     assert bare.returncode == 2
@@ -177,7 +177,7 @@ def test_a_search_maximises_and_repeats_itself(place: Path) -> None:
 
 
 def test_a_search_whose_runs_fail_says_why(place: Path) -> None:
-    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason=HEAVY)
     done = start(
         place,
         *("hydra/sweeper=optuna", "hydra.sweeper.direction=maximize", "hydra.sweeper.n_jobs=1"),

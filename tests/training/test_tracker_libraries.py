@@ -31,8 +31,12 @@ from training.test_trackers import DyingValidation, recorded
 from training.toy import toy_config, toy_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # theirs
-SETTINGS = {"checkpoint_every_steps": 3, "validate_every_steps": 2, "log_every_steps": 1}
-Series = dict[str, list[tuple[int, float]]]
+SETTINGS: dict[str, Any] = {
+    "checkpoint_every_steps": 3,
+    "validate_every_steps": 2,
+    "log_every_steps": 1,
+}
+Series = dict[str, list[tuple[int, Any]]]
 
 
 def track(run_dir: Path, config: TrackerConfig) -> None:
@@ -146,7 +150,6 @@ def test_tensorboard(tmp_path: Path, untracked: bytes) -> None:
 @pytest.fixture
 def trackio_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where Trackio keeps its files: read when it is imported, so set in the module as well."""
-    pytest.importorskip("trackio", reason="not installed: pip install 'hydra-speculators[trackio]'")
     from trackio import sqlite_storage, utils
     from trackio.media import media
     from trackio.media import utils as media_utils
@@ -182,8 +185,7 @@ def test_trackio(tmp_path: Path, untracked: bytes, trackio_folder: Path) -> None
     assert configs[0]["provenance"]["git"] == {"commit": "abc"}
 
 
-def test_mlflow(tmp_path: Path, untracked: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("mlflow", reason="not installed: pip install 'hydra-speculators[mlflow]'")
+def test_mlflow(tmp_path: Path, untracked: bytes) -> None:
     from mlflow.tracking import MlflowClient
 
     run_dir = tmp_path / "run"

@@ -176,7 +176,11 @@ def test_one_tracker_dies_and_the_other_sees_everything(tmp_path: Path) -> None:
 
 def test_a_resumed_run_is_one_run_without_a_step_twice(tmp_path: Path) -> None:
     """Steps after the checkpoint were shown before the run broke down; they are not shown again."""
-    settings = {"checkpoint_every_steps": 3, "validate_every_steps": 2, "log_every_steps": 1}
+    settings: dict[str, Any] = {
+        "checkpoint_every_steps": 3,
+        "validate_every_steps": 2,
+        "log_every_steps": 1,
+    }
     first, second = Recorder(), Recorder()
     config = toy_config(tmp_path, **settings)
     with pytest.raises(RuntimeError, match="out of memory"):
@@ -237,7 +241,11 @@ def test_order_is_kept_and_nobody_waits() -> None:
     seen: list[int] = []
     gate = threading.Event()
     guard = GuardedTracker("recorder", Recorder(), 60.0, lambda line: None)
-    guard.do(lambda tracker: gate.wait(60) and None)
+
+    def wait(tracker: Tracker) -> None:
+        assert gate.wait(60)
+
+    guard.do(wait)
     for number in range(100):
         guard.do(lambda tracker, number=number: seen.append(number))
     assert seen == []

@@ -15,6 +15,7 @@ from speculators.config.schema.data import (
     Unfinished,
 )
 from speculators.config.schema.evaluation import EvaluationConfig, Sampling
+from speculators.config.schema.expected import ExpectedConfig, ExpectedResult
 from speculators.config.schema.extract import ExtractConfig
 from speculators.config.schema.hidden_states import (
     FetchConfig,
@@ -57,6 +58,7 @@ from speculators.config.schema.training import (
     FloatType,
     LauncherConfig,
     Precision,
+    StopWhenConfig,
     TrainingConfig,
 )
 from speculators.config.schema.verifier import VerifierConfig, VerifierSizes
@@ -72,6 +74,8 @@ __all__ = [
     "DataFormat",
     "DraftLayersConfig",
     "EvaluationConfig",
+    "ExpectedConfig",
+    "ExpectedResult",
     "ExtractConfig",
     "FetchConfig",
     "FloatType",
@@ -97,6 +101,7 @@ __all__ = [
     "ServeConfig",
     "SourceConfig",
     "SpeculatorConfig",
+    "StopWhenConfig",
     "StoreDtype",
     "SuiteConfig",
     "SweepConfig",
