@@ -12,6 +12,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -28,6 +29,13 @@ from speculators.verifier.head import VerifierHead
 from speculators.verifier.spec import VerifierSpec
 
 ConfigT = TypeVar("ConfigT", bound=SpeculatorConfig)
+
+
+class TokenRows(Enum):
+    """Which tokens the rows of a weight stand for."""
+
+    vocab = "vocab"
+    draft = "draft"
 
 
 @dataclass(frozen=True)
@@ -216,6 +224,13 @@ class Drafter(nn.Module, ABC, Generic[ConfigT]):
     @abstractmethod
     def saved_tensors(self) -> dict[str, Tensor]:
         """Return exactly the tensors of `model.safetensors`, by name (specification, section 5)."""
+
+    def token_rows(self) -> dict[str, TokenRows]:
+        """Name the trained weights with a row per token, of the verifier's or the draft vocabulary.
+
+        A start from a drafter of another verifier takes their rows over token by token.
+        """
+        return {}
 
     def step_cost(self, work: Workload) -> StepCost:
         """Return arithmetic and memory of forward and backward over one packed row.
