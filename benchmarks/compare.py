@@ -82,7 +82,7 @@ class Run:
         drafter: Drafter[Any] = self.drafter.eval()
         settings, tokenizer = self.config.evaluation, self.verifier.tokenizer
         longest = self.verifier.spec.max_position_embeddings - drafter.num_draft_tokens - 1
-        prompts = find_prompts(settings, tokenizer, lambda: self.data, longest)
+        prompts = find_prompts(settings, tokenizer, lambda: self.data, longest).prompts
         model, seed = self.verifier.model(), self.config.seed
         found = evaluate(model, drafter, tokenizer, prompts, settings, seed=seed, progress=False)
         drafts, plain = found.acceptance.num_drafts, found.plain

@@ -96,7 +96,7 @@ def evaluate_served(
         endpoint: base URL.
         checkpoint: what must be served there.
         tokenizer: makes prompts and reads answers.
-        prompts: what to decode; `config.num_prompts` limits them.
+        prompts: what to decode.
         config: lengths.
         seed: of the confidence interval.
         console: where to show progress.
@@ -105,12 +105,11 @@ def evaluate_served(
         LaunchError: no server, another model, no drafting, or other requests at the same time.
         DataError: no prompt, or one that leaves no room for an answer.
     """
-    chosen = list(prompts[: config.num_prompts])
-    if not chosen:
+    if not prompts:
         raise DataError("evaluation: no prompt to decode")
     run = _Run(endpoint, checkpoint, tokenizer, config)
     try:
-        done = asyncio.run(run.all(chosen, console))
+        done = asyncio.run(run.all(prompts, console))
     except AttemptError as failure:
         raise LaunchError(
             f"evaluation.endpoint={endpoint}: {failure.reason}; the server is started with "

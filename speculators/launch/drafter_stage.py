@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from speculators.algorithms.base import Drafter, StepContext
 from speculators.algorithms.registry import drafter_class
-from speculators.algorithms.serving import read_drafter_spec
 from speculators.config.schema import Config, Init
 from speculators.conversion.integrity import TOKENIZER_KEY, check_tokenizer
 from speculators.conversion.layout import load_weights, read_vocabulary
@@ -68,17 +67,15 @@ def build_drafter(config: Config, verifier: Verifier, data: PreparedData) -> Bui
     """
     algorithm = drafter_class(config.speculator.name)
     start, spec = find_warm_start(config, verifier.spec), verifier.spec
-    asked = config.speculator if start is None else start.answer(config.speculator, spec)
+    asked = config.speculator
+    if start is not None:
+        asked, spec = start.answer(asked, spec), start.drafter_spec(spec)
     settings = algorithm.resolve(asked, spec, verifier.unused_token_ids(data))
     if start is None or start.origin is not None:
         vocabulary = choose_vocabulary(settings.draft_vocab_size, verifier, data)
     else:
         vocabulary = read_vocabulary(start.folder, spec.vocab_size)
         check_tokenizer(start.folder, start.serving, vocabulary, spec)
-    if start is not None and start.origin is not None:
-        # Under its own rotary embedding and epsilon the weights mean what they meant.
-        longest = spec.max_position_embeddings
-        spec = replace(read_drafter_spec(start.serving, spec), max_position_embeddings=longest)
     tables = verifier.tables()
 
     def make() -> Drafter[Any]:

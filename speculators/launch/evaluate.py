@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,20 @@ from rich.console import Console
 
 from speculators.config.loading import load_run_config
 from speculators.config.schema import Config, EvaluationConfig, VerifierConfig
+from speculators.conversion.durable import replace_text
 from speculators.conversion.layout import read_model, read_serving_config
 from speculators.data.prepared import PreparedData
 from speculators.errors import CheckpointError, ConfigError
-from speculators.evaluation.acceptance import DEFINITION
 from speculators.evaluation.evaluate import evaluate
-from speculators.evaluation.prompts import Prompt
+from speculators.evaluation.report import write_report
 from speculators.evaluation.result import EvaluationResult
 from speculators.evaluation.served import ServedCheckpoint, evaluate_served
-from speculators.evaluation.summary import summary_table
+from speculators.evaluation.summary import show_result
+from speculators.evaluation.written import evaluation_markdown
+from speculators.launch.circumstances import under_circumstances
+from speculators.launch.compare import compare_results
 from speculators.launch.data_stage import prepare_data
-from speculators.launch.prompts_stage import find_prompts
+from speculators.launch.prompts_stage import ChosenPrompts, find_prompts
 from speculators.launch.provenance import write_provenance
 from speculators.launch.result import write_json
 from speculators.launch.threads import limit_threads
@@ -33,7 +36,12 @@ FROM_CHECKPOINT = "checkpoint"
 
 
 def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
-    """Evaluate `config.checkpoint` and return what `evaluation.json` holds."""
+    """Evaluate `config.checkpoint` and return what `evaluation.json` holds.
+
+    With `config.compare`, compare evaluations and return what `comparison.json` holds.
+    """
+    if config.compare is not None:
+        return compare_results(config, argv)
     console = Console(highlight=False)
     limit_threads(config)
     checkpoint = Path(config.checkpoint or "")
@@ -47,12 +55,12 @@ def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
         if trained_with is None:
             raise ConfigError(
                 "evaluation.prompts=null: the checkpoint does not say what it was trained on; "
-                "give a prompt file, evaluation.prompts=FILE"
+                "give a prompt file, evaluation.prompts=FILE, or a suite, evaluation=mt_bench"
             )
         same = dataclasses.replace(trained_with, cache_dir=config.cache_dir)
         return prepare_data(same, verifier)
 
-    longest = verifier.spec.max_position_embeddings - 1
+    longest = verifier.spec.max_position_embeddings - num_draft_tokens(serving, checkpoint) - 1
     prompts = find_prompts(config.evaluation, verifier.tokenizer, data, longest)
     job = _Evaluation(config, checkpoint, serving, verifier, prompts, console)
     result, more = job.run()
@@ -60,7 +68,11 @@ def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
     write_provenance(folder, config, argv)
     values = {**result.to_dict(), **more}
     write_json(folder / "evaluation.json", values)
-    console.print(f"written to {folder / 'evaluation.json'}", soft_wrap=True)
+    replace_text(folder / "evaluation.md", evaluation_markdown(values))
+    report = write_report(folder)
+    console.print(
+        f"written to {folder}: evaluation.json, evaluation.md, {report.name}", soft_wrap=True
+    )
     return values
 
 
@@ -72,33 +84,28 @@ class _Evaluation:
     checkpoint: Path
     serving: dict[str, Any]
     verifier: Verifier
-    prompts: Sequence[Prompt]
+    chosen: ChosenPrompts
     console: Console
 
     def run(self) -> tuple[EvaluationResult, dict[str, Any]]:
         """Decode where it is asked for, show it, and return it with what belongs beside it."""
         settings = self.config.evaluation
         if settings.endpoint is None:
-            result = self._in_process(settings)
-            self._show(result)
-            return result, {}
+            return self._show(self._in_process(settings)), {}
         served = evaluate_served(
             settings.endpoint,
             self._expected(),
             self.verifier.tokenizer,
-            self.prompts,
+            self.chosen.prompts,
             settings,
             seed=self.config.seed,
             console=self.console,
         )
         if not settings.compare:
-            result = served.result()
-            self._show(result)
-            return result, {}
+            return self._show(served.result()), {}
         # Answers in process are those of plain decoding, whatever the drafter proposes.
         reference = self._in_process(dataclasses.replace(settings, compare=False))
-        result = served.result(reference, self.verifier.model())
-        self._show(result)
+        result = self._show(served.result(reference, self.verifier.model()))
         own = reference.acceptance
         apart = result.acceptance.length / own.length - 1
         self.console.print(
@@ -107,9 +114,13 @@ class _Evaluation:
         )
         return result, {"in_process": own.to_dict(seed=self.config.seed)}
 
-    def _show(self, result: EvaluationResult) -> None:
-        self.console.print(summary_table(result))
-        self.console.print(DEFINITION, style="dim")
+    def _show(self, result: EvaluationResult) -> EvaluationResult:
+        """Show a result with the settings it was made under, and return it."""
+        complete = under_circumstances(
+            result, self.config, self.checkpoint, self.verifier, self.chosen
+        )
+        show_result(complete, self.console)
+        return complete
 
     def _in_process(self, settings: EvaluationConfig) -> EvaluationResult:
         verifier = self.verifier
@@ -120,7 +131,7 @@ class _Evaluation:
             attention=self.config.attention,
         ).to(verifier.device)
         return evaluate(
-            *(verifier.model(), drafter, verifier.tokenizer, self.prompts, settings),
+            *(verifier.model(), drafter, verifier.tokenizer, self.chosen.prompts, settings),
             seed=self.config.seed,
             console=self.console,
         )
@@ -128,20 +139,30 @@ class _Evaluation:
     def _expected(self) -> ServedCheckpoint:
         """Return what a server must be: names are compared by their last component."""
         described = self.serving.get("speculators_config") or {}
-        methods = described.get("proposal_methods") or [{}]
-        if "speculative_tokens" not in methods[0]:
-            raise CheckpointError(
-                f"checkpoint={self.checkpoint}: its config.json does not say how many tokens it "
-                "drafts (speculators_config.proposal_methods); vLLM could not serve it"
-            )
         spec = self.verifier.spec
         named = (described.get("verifier") or {}).get("name_or_path") or spec.name_or_path
         paths = (str(self.checkpoint), str(self.checkpoint.resolve()), named, spec.name_or_path)
         return ServedCheckpoint(
             frozenset(Path(path).name for path in paths),
-            int(methods[0]["speculative_tokens"]),
+            num_draft_tokens(self.serving, self.checkpoint),
             spec.max_position_embeddings,
         )
+
+
+def num_draft_tokens(serving: Mapping[str, Any], checkpoint: Path) -> int:
+    """Return the tokens a checkpoint drafts at a time, as its `config.json` says.
+
+    Raises:
+        CheckpointError: it does not say.
+    """
+    described = serving.get("speculators_config") or {}
+    methods = described.get("proposal_methods") or [{}]
+    if "speculative_tokens" not in methods[0]:
+        raise CheckpointError(
+            f"checkpoint={checkpoint}: its config.json does not say how many tokens it drafts "
+            "(speculators_config.proposal_methods); vLLM could not serve it"
+        )
+    return int(methods[0]["speculative_tokens"])
 
 
 def _training_config(checkpoint: Path) -> Config | None:

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from speculators.algorithms.base import Drafter
 from speculators.conversion.durable import replace_text
+from speculators.evaluation.forecast import forecast_speedup
 from speculators.evaluation.result import EvaluationResult
 from speculators.training.result import TrainResult
 
@@ -24,7 +26,9 @@ _DECODED = (
 )
 
 
-def summarise(trained: TrainResult, evaluation: EvaluationResult | None) -> dict[str, Any]:
+def summarise(
+    trained: TrainResult, evaluation: EvaluationResult | None, drafter: Drafter[Any]
+) -> dict[str, Any]:
     """Return the content of `result.json`.
 
     Acceptance is that of real decoding; without an evaluation its keys are null, and what the
@@ -32,8 +36,11 @@ def summarise(trained: TrainResult, evaluation: EvaluationResult | None) -> dict
     """
     decoded = {} if evaluation is None else evaluation.to_dict()
     best = trained.best_checkpoint
+    length = decoded.get("acceptance_length")
+    forecast = None if length is None else forecast_speedup(length, drafter, drafter.spec)
     return {
         **{key: decoded.get(key) for key in _DECODED},
+        "forecast_speedup": forecast,
         "best_value": trained.best_value,
         "steps": trained.steps,
         "epochs": trained.epochs,

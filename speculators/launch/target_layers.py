@@ -20,7 +20,7 @@ def target_layer_ids(config: Config, spec: VerifierSpec) -> tuple[int, ...]:
     """
     asked, start = config.speculator, find_warm_start(config, spec)
     if start is not None:
-        asked = start.answer(asked, spec)
+        asked, spec = start.answer(asked, spec), start.drafter_spec(spec)
     algorithm = drafter_class(asked.name)
     # Which rows no text uses is not known yet, and no layer depends on it.
     any_rows = list(range(spec.vocab_size - 1, -1, -1))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from speculators.algorithms.registry import drafter_class
-from speculators.algorithms.serving import need
+from speculators.algorithms.serving import need, read_drafter_spec
 from speculators.config.schema import Config, SpeculatorConfig
 from speculators.config.schema.verifier import VerifierConfig
 from speculators.conversion.integrity import TOKENIZER_KEY
@@ -39,6 +39,18 @@ class WarmStart:
     settings: SpeculatorConfig
     origin: VerifierSpec | None = None
     notice: str = ""
+
+    def drafter_spec(self, spec: VerifierSpec) -> VerifierSpec:
+        """Return the verifier as the drafter sees it.
+
+        Weights of another verifier mean what they meant under the rotary embedding and the epsilon
+        they were trained with.
+        """
+        if self.origin is None:
+            return spec
+        longest = spec.max_position_embeddings
+        own = read_drafter_spec(self.serving, spec)
+        return dataclasses.replace(own, max_position_embeddings=longest)
 
     def answer(self, asked: SpeculatorConfig, spec: VerifierSpec) -> SpeculatorConfig:
         """Let the checkpoint answer what the configuration leaves open.

@@ -71,7 +71,9 @@ def estimate(subject: Subject) -> Estimate:
     """Count everything; nothing is loaded or run."""
     config, drafter, work = subject.config, subject.drafter(), subject.workload()
     cost = drafter.step_cost(work)
-    verifier = 2.0 * num_weights(subject.spec) * work.sequence_length if _runs(config) else 0.0
+    verifier = 0.0
+    if _runs(config):
+        verifier = 2.0 * num_weights(subject.spec, active=True) * work.sequence_length
     peak, seconds = subject.device.peak_flops, None
     if peak is not None:
         rows = config.training.accumulation_steps

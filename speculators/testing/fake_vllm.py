@@ -30,6 +30,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from speculators.testing.draft_counters import DraftCounters, DraftingFunction
+from speculators.testing.fake_stream import stream_answer
 from speculators.testing.faults import Call, Fault, FaultKind, FaultPlan
 
 StatesFunction = Callable[[Sequence[int], Sequence[int]], tuple[Tensor, int]]
@@ -43,11 +44,7 @@ _SMALL_BYTES = 2**20
 
 
 class _Listening(socket.socket):
-    """A listening socket that remembers what it accepted.
-
-    A connection that is being accepted while the event loop ends belongs to nobody yet and would
-    stay open; the system closes those of a process that died.
-    """
+    """A listening socket that remembers what it accepted: the system closes all a dead one had."""
 
     def __init__(self, port: int) -> None:
         super().__init__(socket.AF_INET, socket.SOCK_STREAM)
@@ -288,6 +285,8 @@ class FakeVLLM:
             tokens, accepted = self.drafting(call.token_ids, call.max_tokens, stops)
         # The counters follow the answer, as they do in vLLM.
         self._loop.call_later(self.file_delay_seconds, self.counters.count, accepted)
+        if body.get("stream"):
+            return await stream_answer(request, call, tokens, accepted, stops)
         prompt = list(call.token_ids)
         answer = _answer(call, self.model, prompt, list(tokens), None, fault, body)
         return await _send(request, answer, fault)

@@ -89,6 +89,11 @@ class Eagle3Drafter(Eagle3Network, Drafter[Eagle3Config]):
         """Tokens of one chain."""
         return self.config.num_draft_tokens
 
+    @property
+    def draft_passes(self) -> int:
+        """Every token of a chain is a pass of its own."""
+        return self.num_draft_tokens
+
     def compute_loss(self, batch: PackedBatch, teacher: VerifierHead, step: StepContext) -> Output:
         """Train chains from every possible start of one packed row, see `Drafter.compute_loss`.
 

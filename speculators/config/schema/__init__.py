@@ -42,6 +42,8 @@ from speculators.config.schema.speculator import (
     LossWeights,
     SpeculatorConfig,
 )
+from speculators.config.schema.suite import SuiteConfig
+from speculators.config.schema.sweep import Objective, SweepConfig
 from speculators.config.schema.training import (
     BestMetric,
     FloatType,
@@ -73,6 +75,7 @@ __all__ = [
     "LossWeights",
     "MultiTurn",
     "MuonConfig",
+    "Objective",
     "OnGenerate",
     "OnMissing",
     "OptimizerConfig",
@@ -87,6 +90,8 @@ __all__ = [
     "SourceConfig",
     "SpeculatorConfig",
     "StoreDtype",
+    "SuiteConfig",
+    "SweepConfig",
     "TrackerConfig",
     "TrainingConfig",
     "Truncation",

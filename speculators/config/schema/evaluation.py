@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from speculators.config.schema.problem import Problem, at_least
+from speculators.config.schema.suite import SuiteConfig
 
 
 class Sampling(Enum):
@@ -25,9 +26,15 @@ class EvaluationConfig:
     enabled: bool = True
     """Decode after training."""
     prompts: str | None = None
-    """JSON Lines file of prompts (`turns` or `prompt`); null takes held-out conversations."""
+    """File of prompts (`turns` or `prompt`); null takes the suites, or without any held-out
+    conversations."""
+    suites: dict[str, SuiteConfig] = field(default_factory=dict)
+    """Published prompt sets by name; `evaluation=[mt_bench,gsm8k]` chooses several."""
     num_prompts: int | None = 40
-    """Use the first n prompts; null uses all."""
+    """Use n prompts; null uses all. Of a suite, n that are spread evenly over it, so that ordered
+    categories all occur; of a file or held-out conversations, the first n."""
+    skip_long: bool = False
+    """Leave out, and count, prompts that leave no room in the verifier's context; false stops."""
     max_new_tokens: int = 128
     """Longest answer, in tokens."""
     temperature: float = 0.0
@@ -46,6 +53,9 @@ class EvaluationConfig:
         yield from at_least(self, "num_prompts", 1)
         yield from at_least(self, "max_new_tokens", 1)
         yield from at_least(self, "temperature", 0)
+        for name, suite in self.suites.items():
+            for problem in suite.problems():
+                yield problem._replace(field=f"suites.{name}.{problem.field}")
         if self.endpoint is not None and not self.endpoint.startswith(("http://", "https://")):
             yield Problem("endpoint", self.endpoint, "must be a URL such as http://localhost:8000")
         if self.endpoint is not None and self.temperature > 0:

@@ -18,6 +18,7 @@ from speculators.config.schema.plan import PlanConfig
 from speculators.config.schema.problem import Problem, at_least
 from speculators.config.schema.serve import ServeConfig
 from speculators.config.schema.speculator import SpeculatorConfig
+from speculators.config.schema.sweep import SweepConfig
 from speculators.config.schema.training import LauncherConfig, TrackerConfig, TrainingConfig
 from speculators.config.schema.verifier import VerifierConfig
 
@@ -48,6 +49,7 @@ class Config:
     extract: ExtractConfig = field(default_factory=ExtractConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
     convert: ConvertConfig = field(default_factory=ConvertConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
     seed: int = 0
     """Everything random is drawn from generators named after this seed."""
     output_dir: str = MISSING
@@ -56,6 +58,9 @@ class Config:
     """Prepared data, shared by runs and addressed by content."""
     checkpoint: str | None = None
     """Checkpoint folder (evaluate, convert)."""
+    compare: list[str] | None = None
+    """evaluate: results to compare instead of evaluating: `evaluation.json` files or folders that
+    hold one; the first is the reference."""
     push_to_hub: str | None = None
     """convert: hub repository, OWNER/NAME, to upload the folder and its model card to."""
     device: str = "auto"
@@ -89,6 +94,8 @@ class Config:
                 self.speculator.forecast_steps,
                 "short runs are made in one process: use launcher=single",
             )
+        if self.compare is not None and len(self.compare) < 2:
+            yield Problem("compare", self.compare, "needs two results or more: compare=[A,B]")
         rewriting = self.data.regenerate
         if rewriting.capture and not rewriting.enabled:
             yield Problem(
