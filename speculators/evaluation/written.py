@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from speculators.evaluation.speed_tables import speed_grids
 from speculators.evaluation.tables import Grid, acceptance_grids, markdown, markdown_table
 
 
@@ -24,7 +25,7 @@ def evaluation_markdown(found: Mapping[str, Any]) -> str:
 
 def evaluation_grids(found: Mapping[str, Any]) -> list[Grid]:
     """Return every table there are numbers for."""
-    return acceptance_grids(found)
+    return [*acceptance_grids(found), *speed_grids(found)]
 
 
 def _lines(found: Mapping[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +11,20 @@ from typing import Any
 
 from rich.console import Console
 
+from speculators.algorithms.base import Drafter
 from speculators.config.loading import load_run_config
 from speculators.config.schema import Config, EvaluationConfig, VerifierConfig
 from speculators.conversion.durable import replace_text
 from speculators.conversion.layout import read_model, read_serving_config
 from speculators.data.prepared import PreparedData
 from speculators.errors import CheckpointError, ConfigError
+from speculators.evaluation.best_k import CycleTimes, served_times
+from speculators.evaluation.cycle_times import cycle_times
 from speculators.evaluation.evaluate import evaluate
 from speculators.evaluation.report import write_report
 from speculators.evaluation.result import EvaluationResult
 from speculators.evaluation.served import ServedCheckpoint, evaluate_served
+from speculators.evaluation.speed_tables import recommendation, show_speeds
 from speculators.evaluation.summary import show_result
 from speculators.evaluation.written import evaluation_markdown
 from speculators.launch.circumstances import under_circumstances
@@ -91,7 +96,10 @@ class _Evaluation:
         """Decode where it is asked for, show it, and return it with what belongs beside it."""
         settings = self.config.evaluation
         if settings.endpoint is None:
-            return self._show(self._in_process(settings)), {}
+            drafter = self._drafter()
+            result = self._show(self._in_process(settings, drafter))
+            times = self._times(drafter, result)
+            return result, recommendation(result.acceptance, times, self.console)
         served = evaluate_served(
             settings.endpoint,
             self._expected(),
@@ -101,10 +109,15 @@ class _Evaluation:
             seed=self.config.seed,
             console=self.console,
         )
-        if not settings.compare:
-            return self._show(served.result()), {}
+        speeds: dict[str, Any] = {"served": served.speeds()}
+        levels = speeds["served"]["levels"]
+        show_speeds(levels, self.console)
+        times = served_times(levels, speeds["served"]["num_draft_tokens"])
+        speeds |= recommendation(served.result().acceptance, times, self.console)
+        if not settings.compare or settings.temperature > 0 or settings.baseline_endpoint:
+            return self._show(served.result()), speeds
         # Answers in process are those of plain decoding, whatever the drafter proposes.
-        reference = self._in_process(dataclasses.replace(settings, compare=False))
+        reference = self._in_process(dataclasses.replace(settings, compare=False), self._drafter())
         result = self._show(served.result(reference, self.verifier.model()))
         own = reference.acceptance
         apart = result.acceptance.length / own.length - 1
@@ -112,7 +125,7 @@ class _Evaluation:
             f"in process on the same prompts: tau {own.length:.3f} ({own.num_drafts} drafts; "
             f"served {result.acceptance.num_drafts}), served is {apart:+.2%} apart"
         )
-        return result, {"in_process": own.to_dict(seed=self.config.seed)}
+        return result, {"in_process": own.to_dict(seed=self.config.seed), **speeds}
 
     def _show(self, result: EvaluationResult) -> EvaluationResult:
         """Show a result with the settings it was made under, and return it."""
@@ -122,19 +135,38 @@ class _Evaluation:
         show_result(complete, self.console)
         return complete
 
-    def _in_process(self, settings: EvaluationConfig) -> EvaluationResult:
-        verifier = self.verifier
+    def _drafter(self) -> Drafter[Any]:
         drafter = read_model(
             self.checkpoint,
-            spec=verifier.spec,
-            tables=verifier.tables(),
+            spec=self.verifier.spec,
+            tables=self.verifier.tables(),
             attention=self.config.attention,
-        ).to(verifier.device)
+        ).to(self.verifier.device)
+        drafter.set_num_draft_tokens(self._num_draft_tokens)
+        return drafter
+
+    def _in_process(self, settings: EvaluationConfig, drafter: Drafter[Any]) -> EvaluationResult:
+        verifier = self.verifier
         return evaluate(
             *(verifier.model(), drafter, verifier.tokenizer, self.chosen.prompts, settings),
             seed=self.config.seed,
             console=self.console,
         )
+
+    def _times(self, drafter: Drafter[Any], result: EvaluationResult) -> list[CycleTimes]:
+        """Measure drafting and verifying behind as many tokens as the answers had before them."""
+        room = self.verifier.spec.max_position_embeddings - drafter.num_draft_tokens - 1
+        middle = statistics.median(row.prompt_tokens + row.tokens // 2 for row in result.rows)
+        context = max(2, min(int(middle), room))
+        return [
+            cycle_times(self.verifier.model(), drafter, context=context, batch_size=size)
+            for size in self.config.evaluation.concurrency
+        ]
+
+    @property
+    def _num_draft_tokens(self) -> int:
+        asked = self.config.evaluation.num_draft_tokens
+        return asked or num_draft_tokens(self.serving, self.checkpoint)
 
     def _expected(self) -> ServedCheckpoint:
         """Return what a server must be: names are compared by their last component."""
@@ -144,7 +176,7 @@ class _Evaluation:
         paths = (str(self.checkpoint), str(self.checkpoint.resolve()), named, spec.name_or_path)
         return ServedCheckpoint(
             frozenset(Path(path).name for path in paths),
-            num_draft_tokens(self.serving, self.checkpoint),
+            self._num_draft_tokens,
             spec.max_position_embeddings,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -98,6 +99,10 @@ class DFlashDrafter(DFlashNetwork, Drafter[DFlashConfig]):
     def num_draft_tokens(self) -> int:
         """Tokens drafted per pass: the block without its anchor."""
         return self.config.block_size - 1
+
+    def set_num_draft_tokens(self, count: int) -> None:
+        """Draft another number of tokens, see `Drafter.set_num_draft_tokens`."""
+        self.config = replace(self.config, block_size=count + 1)
 
     def compute_loss(self, batch: PackedBatch, teacher: VerifierHead, step: StepContext) -> Output:
         """Train on blocks of one packed row, see `Drafter.compute_loss`.

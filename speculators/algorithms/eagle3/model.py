@@ -89,6 +89,10 @@ class Eagle3Drafter(Eagle3Network, Drafter[Eagle3Config]):
         """Tokens of one chain."""
         return self.config.num_draft_tokens
 
+    def set_num_draft_tokens(self, count: int) -> None:
+        """Draft another number of tokens, see `Drafter.set_num_draft_tokens`."""
+        self.config = replace(self.config, num_draft_tokens=count)
+
     @property
     def draft_passes(self) -> int:
         """Every token of a chain is a pass of its own."""

@@ -79,6 +79,10 @@ class PEagleDrafter(PEagleNetwork, Drafter[PEagleConfig]):
         """Tokens of one block."""
         return self.config.num_draft_tokens
 
+    def set_num_draft_tokens(self, count: int) -> None:
+        """Draft another number of tokens, see `Drafter.set_num_draft_tokens`."""
+        self.config = replace(self.config, num_draft_tokens=count)
+
     def compute_loss(self, batch: PackedBatch, teacher: VerifierHead, step: StepContext) -> Output:
         """Train on blocks of one packed row, see `Drafter.compute_loss`."""
         config, row = self.config, HostRow.of(batch)
