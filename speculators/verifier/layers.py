@@ -58,5 +58,9 @@ def at_same_depth(
         num_layers: its decoder layers.
         new_num_layers: those of the other verifier.
     """
-    nearest = ((2 * i * new_num_layers + num_layers) // (2 * num_layers) for i in layer_ids)
-    return usable_or_spread(tuple(min(i, new_num_layers - 1) for i in nearest), new_num_layers)
+    nearest = [(2 * i * new_num_layers + num_layers) // (2 * num_layers) for i in layer_ids]
+    # Only the embeddings correspond to the embeddings.
+    inside = (
+        min(max(n, min(i, 1)), new_num_layers - 1) for i, n in zip(layer_ids, nearest, strict=True)
+    )
+    return usable_or_spread(tuple(inside), new_num_layers)
