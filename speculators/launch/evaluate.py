@@ -18,6 +18,7 @@ from speculators.conversion.durable import replace_text
 from speculators.conversion.layout import read_model, read_serving_config
 from speculators.data.prepared import PreparedData
 from speculators.errors import CheckpointError, ConfigError
+from speculators.evaluation.acceptance import Acceptance
 from speculators.evaluation.best_k import CycleTimes, served_times
 from speculators.evaluation.cycle_times import cycle_times
 from speculators.evaluation.evaluate import evaluate
@@ -38,6 +39,9 @@ from speculators.launch.verifier_stage import Verifier
 
 FROM_CHECKPOINT = "checkpoint"
 """Value of `verifier.name_or_path` that means: the verifier the checkpoint was trained for."""
+
+_ROUNDING = 0.01
+"""A served acceptance length further apart than this is another computation, not rounding."""
 
 
 def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
@@ -119,13 +123,23 @@ class _Evaluation:
         # Answers in process are those of plain decoding, whatever the drafter proposes.
         reference = self._in_process(dataclasses.replace(settings, compare=False), self._drafter())
         result = self._show(served.result(reference, self.verifier.model()))
-        own = reference.acceptance
-        apart = result.acceptance.length / own.length - 1
+        compared = self._compare(result.acceptance, reference.acceptance)
+        return result, {"in_process": compared, **speeds}
+
+    def _compare(self, served: Acceptance, own: Acceptance) -> dict[str, Any]:
+        """Say how a server's drafts stand to those of this process, and return the latter."""
+        same, apart = served.num_equal_prompts(own), served.length / own.length - 1
         self.console.print(
             f"in process on the same prompts: tau {own.length:.3f} ({own.num_drafts} drafts; "
-            f"served {result.acceptance.num_drafts}), served is {apart:+.2%} apart"
+            f"served {served.num_drafts}), served is {apart:+.2%} apart; the same drafts stood on "
+            f"{same} of {own.num_prompts} prompts"
         )
-        return result, {"in_process": own.to_dict(seed=self.config.seed), **speeds}
+        if abs(apart) > _ROUNDING:
+            self.console.print(
+                "[yellow]note:[/] this is more than rounding: that server computes the drafter in "
+                'another way than it was trained (docs/metrics.md, "Where a server differs")'
+            )
+        return {**own.to_dict(seed=self.config.seed), "equal_prompts": same}
 
     def _show(self, result: EvaluationResult) -> EvaluationResult:
         """Show a result with the settings it was made under, and return it."""

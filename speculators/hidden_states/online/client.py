@@ -26,6 +26,7 @@ from speculators.hidden_states.online.completions import (
 )
 from speculators.hidden_states.online.failures import (
     BusyError,
+    ForbiddenError,
     NoFileError,
     RejectedError,
     ServerTroubleError,
@@ -41,6 +42,7 @@ _KEEP_ALIVE_SECONDS = 4.0
 _QUEUED = re.compile(r"^vllm:num_requests_waiting(?:\{[^}]*\})? ([0-9.e+]+)\s*$", re.MULTILINE)
 
 _BUSY = frozenset({425, 429})
+_FORBIDDEN = frozenset({401, 403})
 
 
 @dataclass(frozen=True)
@@ -361,6 +363,8 @@ def _refusal(
         return BusyError(reason, float(after) if after.isdecimal() else 0.0)
     if response.status >= 500 or response.status == 408:
         return ServerTroubleError(reason)
+    if response.status in _FORBIDDEN:
+        return ForbiddenError(f"{reason}; the server's key is taken from VLLM_API_KEY")
     return RejectedError(reason)
 
 
