@@ -36,6 +36,7 @@ from speculators.launch.threads import limit_threads
 from speculators.launch.validation_stage import Validation
 from speculators.launch.verifier_stage import Verifier
 from speculators.launch.vocabulary_stage import announce_vocabulary
+from speculators.training.checkpoint import CheckpointFolder
 from speculators.training.profile import watched_steps
 from speculators.training.ranks import Ranks
 from speculators.training.result import TrainResult
@@ -141,7 +142,7 @@ class _Training:
             if self.ranks.is_main:
                 write_provenance(self.folder, self.config, argv)
                 write_json(self.folder / "data_report.json", data.report.to_dict())
-                self._note_start(built, validation, make, begun=trainer.step > 0)
+                self._note_start(built, validation, make)
             with watched_steps(
                 self.config.training.profile_steps if self.ranks.is_main else None,
                 drafter,
@@ -185,13 +186,12 @@ class _Training:
             ranks=self.ranks,
         )
 
-    def _note_start(
-        self, built: Built, validation: Validation, make: MakeTrainer, *, begun: bool
-    ) -> None:
+    def _note_start(self, built: Built, validation: Validation, make: MakeTrainer) -> None:
         """Write what the drafter came from and, before a first step, what that is worth."""
         if built.transplant is not None:
             write_json(self.folder / "transplant.json", built.transplant.to_dict())
-        if begun or not self.config.speculator.forecast_steps:
+        saved = CheckpointFolder(self.folder / "checkpoints", keep_last=None).newest()
+        if saved is not None or not self.config.speculator.forecast_steps:
             return
         found = forecast(self.config, built.drafter, built.fresh, validation, make)
         write_json(self.folder / "forecast.json", found.to_dict())

@@ -173,11 +173,6 @@ class Trainer:
             return NoJournal()
         return Journal(self._run_dir, self._state, self._total_steps, self._tracker, self._console)
 
-    @property
-    def step(self) -> int:
-        """Optimizer steps made so far, those of earlier starts included."""
-        return self._state.position.step
-
     def restore(self) -> None:
         """Load the newest complete checkpoint, if there is one and it is this run's.
 
