@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -76,3 +79,14 @@ def _captions(result: EvaluationResult) -> list[str]:
         parts = (f"{name} {part.length:.2f}" for name, part in result.by_context.items())
         captions.append(f"tau by tokens before the draft: {' · '.join(parts)}")
     return captions
+
+
+def show_expected(compared: Mapping[str, Any], console: Console) -> None:
+    """Print a comparison with a published row, one line per suite."""
+    for name, one in compared["suites"].items():
+        length = "-" if one["measured"] is None else f"{one['measured']:.3f}"
+        console.print(
+            f"{name}: acceptance length {length}, expected {one['expected']:.3f}: {one['verdict']}",
+            soft_wrap=True,
+        )
+    console.print(f"expected: {compared['source']}", style="dim", soft_wrap=True)

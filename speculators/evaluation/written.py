@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from speculators.evaluation.expected import expected_grid
 from speculators.evaluation.speed_tables import speed_grids
 from speculators.evaluation.tables import Grid, acceptance_grids, markdown, markdown_table
 
@@ -25,7 +26,9 @@ def evaluation_markdown(found: Mapping[str, Any]) -> str:
 
 def evaluation_grids(found: Mapping[str, Any]) -> list[Grid]:
     """Return every table there are numbers for."""
-    return [*acceptance_grids(found), *speed_grids(found)]
+    compared = found.get("expected")
+    published = [expected_grid(compared)] if compared else []
+    return [*published, *acceptance_grids(found), *speed_grids(found)]
 
 
 def _lines(found: Mapping[str, Any]) -> list[str]:

@@ -22,11 +22,12 @@ from speculators.evaluation.acceptance import Acceptance
 from speculators.evaluation.best_k import CycleTimes, served_times
 from speculators.evaluation.cycle_times import cycle_times
 from speculators.evaluation.evaluate import evaluate
+from speculators.evaluation.expected import against_published
 from speculators.evaluation.report import write_report
 from speculators.evaluation.result import EvaluationResult
 from speculators.evaluation.served import ServedCheckpoint, evaluate_served
 from speculators.evaluation.speed_tables import recommendation, show_speeds
-from speculators.evaluation.summary import show_result
+from speculators.evaluation.summary import show_expected, show_result
 from speculators.evaluation.written import evaluation_markdown
 from speculators.launch.circumstances import under_circumstances
 from speculators.launch.compare import compare_results
@@ -76,6 +77,11 @@ def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
     folder = Path(config.output_dir)
     write_provenance(folder, config, argv)
     values = {**result.to_dict(), **more}
+    trained_with = _training_config(checkpoint)
+    expected = config.expected or (trained_with.expected if trained_with else None)
+    if expected is not None:
+        values["expected"] = against_published(expected, values)
+        show_expected(values["expected"], console)
     write_json(folder / "evaluation.json", values)
     replace_text(folder / "evaluation.md", evaluation_markdown(values))
     report = write_report(folder)

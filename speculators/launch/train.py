@@ -20,9 +20,10 @@ from speculators.data.prepared import PreparedData, SampleSet
 from speculators.data.report import print_report
 from speculators.errors import DataError
 from speculators.evaluation.evaluate import evaluate
+from speculators.evaluation.expected import against_published
 from speculators.evaluation.report import write_report
 from speculators.evaluation.result import EvaluationResult
-from speculators.evaluation.summary import show_result
+from speculators.evaluation.summary import show_expected, show_result
 from speculators.hidden_states.types import HiddenStateSource
 from speculators.launch.circumstances import under_circumstances
 from speculators.launch.data_stage import prepare_data
@@ -83,8 +84,12 @@ class _Training:
             return {}
         evaluation = self._evaluate(prompts, trained)
         if evaluation is not None:
-            write_json(self.folder / "evaluation.json", evaluation.to_dict())
             show_result(evaluation, self.console)
+            found = evaluation.to_dict()
+            if self.config.expected is not None:
+                found["expected"] = against_published(self.config.expected, found)
+                show_expected(found["expected"], self.console)
+            write_json(self.folder / "evaluation.json", found)
         result = summarise(trained, evaluation, built.drafter)
         write_json(self.folder / "result.json", result)
         self._conclude(trained, result, write_report(self.folder))
@@ -209,6 +214,7 @@ class _Training:
             hidden_size=self.verifier.spec.hidden_size,
             seed=self.config.seed,
             shuffle=shuffle,
+            pin_memory=self.verifier.device.type == "cuda",
         )
 
     def _prompts(self, data: PreparedData, num_draft_tokens: int) -> ChosenPrompts:

@@ -101,6 +101,9 @@ def rotate(
 ) -> Float[Tensor, "*batch head head_dim"]:
     """Rotate dimension pairs (i, i + head_dim / 2) of every head by its position's angle."""
     cos, sin = by.cos.to(x.dtype).unsqueeze(-2), by.sin.to(x.dtype).unsqueeze(-2)
+    if torch.compiler.is_compiling():
+        left, right = x.chunk(2, -1)
+        return torch.cat([left * cos - right * sin, right * cos + left * sin], -1)
     return _RotateFunction.apply(x, cos, sin)
 
 

@@ -103,7 +103,9 @@ def memory_by_part(subject: Subject, drafter: Drafter[Any], cost: StepCost) -> d
         f"optimizer state ({config.optimizer.name})": state_bytes(parameters, config.optimizer)
         / shards,
     }
-    if config.training.ema_decay is not None:
+    if config.launcher.cpu_offload:
+        memory = dict.fromkeys(memory, 0.0)  # on the host
+    elif config.training.ema_decay is not None:
         memory["average of the weights"] = 4 * moving / shards
     if sharded:
         memory["gathered weights and gradients"] = 2 * work.item * moving

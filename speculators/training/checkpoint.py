@@ -16,7 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speculators.conversion.durable import new_folder, remove_stale, replace_link, replace_text
+from speculators.conversion.durable import (
+    aside,
+    new_folder,
+    remove_stale,
+    replace_link,
+    replace_text,
+)
 from speculators.errors import CheckpointError
 from speculators.training.retention import (
     NAMES,
@@ -32,6 +38,7 @@ OPTIMIZER_FILE = "optimizer_state_dict.pt"
 SCHEDULER_FILE = "scheduler_state_dict.pt"
 RUN_FILE = "run.yaml"
 _LINK_NAME = re.compile(re.escape(BEST_LINK))
+_PARTS_NAME = re.compile(rf"({NAMES.pattern})\.parts")
 
 
 def rng_file(rank: int) -> str:
@@ -53,7 +60,12 @@ class CheckpointFolder:
 
     def remove_unfinished(self) -> list[str]:
         """Remove what killed processes of this run left half-written; return the names."""
-        return remove_stale(self.root, NAMES) + remove_stale(self.root, _LINK_NAME)
+        kinds = (NAMES, _PARTS_NAME, _LINK_NAME)
+        return [name for kind in kinds for name in remove_stale(self.root, kind)]
+
+    def parts(self, name: str) -> Path:
+        """Return where ranks hand over their parts of a checkpoint; known as this process's."""
+        return aside(self.root / f"{name}.parts")
 
     def newest(self) -> str | None:
         """Return the name of the newest complete checkpoint, by global step."""
@@ -134,7 +146,8 @@ class CheckpointFolder:
         """
         path = self.root / name / file_name
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            # Mapped: of ranks that each take their part, all read the same pages.
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
             reason = str(error).splitlines()[0]
             raise CheckpointError(

@@ -36,9 +36,13 @@ _SILENT = (
     "show",
     "tracker.",
     "evaluation.",
+    "expected",
+    "expected.",
+    "training.compile",
     "training.profile_steps",
     "training.resume",
     "training.allow_changes",
+    "training.checkpoint_in_background",
     "training.name",
 )
 

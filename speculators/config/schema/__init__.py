@@ -15,6 +15,7 @@ from speculators.config.schema.data import (
     Unfinished,
 )
 from speculators.config.schema.evaluation import EvaluationConfig, Sampling
+from speculators.config.schema.expected import ExpectedConfig, ExpectedResult
 from speculators.config.schema.extract import ExtractConfig
 from speculators.config.schema.hidden_states import (
     FetchConfig,
@@ -65,6 +66,8 @@ __all__ = [
     "DataFormat",
     "DraftLayersConfig",
     "EvaluationConfig",
+    "ExpectedConfig",
+    "ExpectedResult",
     "ExtractConfig",
     "FetchConfig",
     "FloatType",

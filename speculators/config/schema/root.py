@@ -11,6 +11,7 @@ from omegaconf import MISSING
 from speculators.config.schema.convert import ConvertConfig
 from speculators.config.schema.data import DataConfig
 from speculators.config.schema.evaluation import EvaluationConfig
+from speculators.config.schema.expected import ExpectedConfig
 from speculators.config.schema.extract import ExtractConfig
 from speculators.config.schema.hidden_states import HiddenStatesConfig
 from speculators.config.schema.optimization import OptimizerConfig, ScheduleConfig
@@ -45,6 +46,8 @@ class Config:
     training: TrainingConfig = MISSING
     tracker: TrackerConfig = MISSING
     evaluation: EvaluationConfig = MISSING
+    expected: ExpectedConfig | None = None
+    """What a published run measured; printed beside what an evaluation finds."""
     serve: ServeConfig = field(default_factory=ServeConfig)
     extract: ExtractConfig = field(default_factory=ExtractConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)

@@ -51,6 +51,8 @@ class TrainingConfig:
     """Largest gradient norm; null does not clip. The norm is logged either way."""
     precision: Precision = Precision.auto
     """auto: bfloat16 on a GPU, float32 on a CPU."""
+    compile: bool = False
+    """Let `torch.compile` fuse the drafter's layers; needs a compiler (g++ or clang++ on a CPU)."""
     ema_decay: float | None = None
     """Keep an exponential moving average of the weights, and save and validate that."""
     validation_fraction: float = 0.1
@@ -61,6 +63,9 @@ class TrainingConfig:
     """Use at most this many validation samples; null uses all."""
     checkpoint_every_steps: int | None = None
     """Save every n steps besides the end of each epoch."""
+    checkpoint_in_background: bool = True
+    """Copy what is saved and go on while it is written; needs host memory for one more copy of
+    weights and optimizer state."""
     keep_last: int | None = 2
     """Newest checkpoints kept, beside the best; null keeps all."""
     best_metric: BestMetric = BestMetric.acceptance_length
@@ -109,6 +114,8 @@ class LauncherConfig:
     """Machines; the same command is started on each, with one `output_dir` on a shared disk."""
     rendezvous: str | None = None
     """HOST:PORT of the first machine, where the others find it."""
+    cpu_offload: bool = False
+    """fsdp: keep weights, gradients and optimizer state in host memory, and update them there."""
     stall_seconds: float | None = 600.0
     """A process that is at one thing for so long is named, with the samples it has; null: never."""
     timeout_seconds: float = 1800.0
@@ -127,6 +134,8 @@ class LauncherConfig:
         yield from positive(self, "timeout_seconds")
         if self.name not in ("single", "ddp", "fsdp"):
             yield Problem("name", self.name, "allowed: single, ddp, fsdp")
+        if self.cpu_offload and self.name != "fsdp":
+            yield Problem("cpu_offload", True, "only shards can be kept on the host: launcher=fsdp")
         if self.num_nodes > 1 and self.rendezvous is None:
             text = "several machines meet at one of them: give launcher.rendezvous=HOST:PORT"
             yield Problem("rendezvous", None, text)
