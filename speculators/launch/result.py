@@ -42,6 +42,8 @@ def summarise(
         **{key: decoded.get(key) for key in _DECODED},
         "forecast_speedup": forecast,
         "best_value": trained.best_value,
+        "stopped": trained.stopped,
+        **_expected(trained),
         "steps": trained.steps,
         "epochs": trained.epochs,
         "train_seconds": trained.seconds,
@@ -50,6 +52,13 @@ def summarise(
         "peak_memory_bytes": trained.peak_memory_bytes,
         "checkpoint": None if best is None else str(best.parent / "checkpoint_best"),
     }
+
+
+def _expected(trained: TrainResult) -> dict[str, Any]:
+    """Return what an early end left open; null where the run got to its last step."""
+    keys = ("forecast_acceptance_length", "forecast_acceptance_length_ci95")
+    found = {} if trained.forecast is None else trained.forecast.to_dict()
+    return {key: found.get(key) for key in keys}
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -29,6 +29,7 @@ from speculators.training.interrupt import InterruptError, StopRequest
 from speculators.training.journal import Journal, NoJournal
 from speculators.training.memory import peak_memory_bytes
 from speculators.training.optimizers import build_optimizers
+from speculators.training.outlook import Outlook
 from speculators.training.ranks import Ranks
 from speculators.training.result import TrainResult
 from speculators.training.resume import compare, require_resumable, settings_of
@@ -113,6 +114,9 @@ class Trainer:
         self._rows_per_step = self._settings.accumulation_steps * ranks.world_size
         self._total_steps = count_steps(loader.rows_in_epoch, self._settings, ranks.world_size)
         self._schedule = Schedule(config.schedule, self._total_steps)
+        longest = drafter.num_draft_tokens + 1
+        self._outlook = Outlook(self._settings.stop_when, self._total_steps, longest)
+        self._stopped: str | None = None
         self._stepper = Stepper(
             drafter,
             teacher.to(device),
@@ -153,12 +157,8 @@ class Trainer:
         """
         self.restore()
         state = self._state
-        if state.position.step >= self._total_steps and not state.validation_due:
-            self._say(
-                f"{self._run_dir}: training is complete ({state.position.step} steps); nothing to "
-                "do. More steps: raise training.max_steps or training.epochs; a new run: choose "
-                "another output_dir"
-            )
+        if self._is_over() and not state.validation_due:
+            self._say_complete()
             return self._result()
         self._start, self._seconds_before = time.perf_counter(), state.seconds
         self._drafter.train()
@@ -168,7 +168,7 @@ class Trainer:
             try:
                 if state.validation_due:
                     self._validate_and_save(journal, epoch_ends=self._epoch_ends())
-                while state.position.step < self._total_steps:
+                while not self._is_over():
                     self._train_epoch(journal, stop)
                 self._saver.finish()
             except HiddenStateError as error:  # of samples to come: every step made is whole
@@ -204,6 +204,7 @@ class Trainer:
         self._state.total_steps = self._total_steps
         limit = self._settings.max_bad_steps
         self._accounts = Accounts(self._state, self._device, limit, self._ranks)
+        self._stopped = self._outlook.stop_reason(self._state)
         self._restored = True
 
     def _go_on_from(self, name: str) -> None:
@@ -231,7 +232,7 @@ class Trainer:
             position.epoch, position.row = position.epoch + 1, 0
         waited, start = 0.0, time.perf_counter()
         with EpochRows(self._loader, position.epoch, position.row, self._ranks) as rows:
-            while position.row < rows.num_rows and position.step < self._total_steps:
+            while position.row < rows.num_rows and not self._is_over():
                 left = min(self._rows_per_step, rows.num_rows - position.row)
                 count = -(-left // self._ranks.world_size)
                 factor = self._schedule.factor(position.step)
@@ -305,13 +306,16 @@ class Trainer:
         due = epoch_ends if every is None else step % every == 0
         improved = self._validate_now(journal) if due or done else False
         every = settings.checkpoint_every_steps
-        due = epoch_ends or done or (every is not None and step % every == 0)
+        due = epoch_ends or self._is_over() or (every is not None and step % every == 0)
         if self._saved_step == step:  # by an outage, before this validation
             if improved and self._ranks.is_main:
                 state.best_checkpoint = state.saved[-1]
                 self._checkpoints.point_to_best(state)
         elif due or improved:
             self._save(journal, state.position.epoch if epoch_ends or done else None)
+
+    def _is_over(self) -> bool:
+        return self._stopped is not None or self._state.position.step >= self._total_steps
 
     def _epoch_ends(self) -> bool:
         position = self._state.position
@@ -325,7 +329,11 @@ class Trainer:
         start, self._state.validation_due = time.perf_counter(), True
         values = validate_undisturbed(self._validate, self._weights, self._stepper.autocast())
         self._state.validation_due = False
+        values |= self._outlook.note(self._state, values)
         journal.metrics("validation", self._state.position, values)
+        self._stopped = self._outlook.stop_reason(self._state)
+        if self._stopped is not None:
+            journal.say(f"training ends here: {self._stopped}")
         journal.timing("validation", self._state, {"seconds": time.perf_counter() - start})
         return note_validation(self._state, values, self._settings.best_metric)
 
@@ -353,7 +361,7 @@ class Trainer:
     def _stop_if_asked(self, journal: Journal | NoJournal, stop: StopRequest) -> None:
         step = self._state.position.step
         signal = self._ranks.highest(stop.signal or 0)
-        if not signal or step >= self._total_steps:
+        if not signal or self._is_over():
             return
         self._save_last(journal)
         raise InterruptError(signal, step, f"checkpoints/{self._state.saved[-1]}")
@@ -382,6 +390,21 @@ class Trainer:
             tokens=position.tokens,
             tokens_per_second=position.tokens / max(state.step_seconds, 1e-9),
             peak_memory_bytes=state.peak_memory_bytes,
+            stopped=self._stopped,
+            forecast=self._outlook.expected(state),
+        )
+
+    def _say_complete(self) -> None:
+        step, at = self._state.position.step, f"{self._run_dir}: training"
+        if step < self._total_steps:
+            self._say(
+                f"{at} ended at step {step} of {self._total_steps}: {self._stopped}; nothing to "
+                "do. Go on: change training.stop_when; a new run: choose another output_dir"
+            )
+            return
+        self._say(
+            f"{at} is complete ({step} steps); nothing to do. More steps: raise "
+            "training.max_steps or training.epochs; a new run: choose another output_dir"
         )
 
     def _say(self, text: str) -> None:

@@ -50,6 +50,7 @@ from speculators.config.schema.training import (
     FloatType,
     LauncherConfig,
     Precision,
+    StopWhenConfig,
     TrackerConfig,
     TrainingConfig,
 )
@@ -92,6 +93,7 @@ __all__ = [
     "ServeConfig",
     "SourceConfig",
     "SpeculatorConfig",
+    "StopWhenConfig",
     "StoreDtype",
     "SuiteConfig",
     "SweepConfig",

@@ -34,6 +34,34 @@ class BestMetric(Enum):
 
 
 @dataclass
+class StopWhenConfig:
+    """End a run before its last step; looked at after each validation, null: never.
+
+    By the acceptance length walked on validation rows and by its forecast for the last step (95 %
+    interval). What was trained until then is saved and evaluated as at the end of a run.
+    """
+
+    reached: float | None = None
+    """The acceptance length is at least this."""
+    patience: int | None = None
+    """So many validations in a row brought no better acceptance length."""
+    forecast_below: float | None = None
+    """Even the upper end of the forecast is below this: the run will not get there."""
+    plateau: float | None = None
+    """Even the upper end of the forecast is less than this above the best so far."""
+    after_fraction: float = 0.25
+    """Not before this share of all steps."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Check the ranges."""
+        for name in ("reached", "forecast_below"):
+            yield from at_least(self, name, 1)
+        yield from at_least(self, "patience", 1)
+        yield from positive(self, "plateau")
+        yield from between(self, "after_fraction", 0, 1)
+
+
+@dataclass
 class TrainingConfig:
     """Length, batches, checkpoints and validation of one run."""
 
@@ -77,6 +105,8 @@ class TrainingConfig:
     profile_steps: int | None = None
     """Time the parts of so many steps after the first, then trace one and watch the memory of one
     (`profile.json`, `trace.json`); null: off."""
+    stop_when: StopWhenConfig = field(default_factory=StopWhenConfig)
+    """Ends the run early."""
     max_bad_steps: int = 10
     """Steps with a NaN or infinite gradient are skipped; after this many in a row the run stops."""
     resume: bool = True

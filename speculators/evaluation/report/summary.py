@@ -68,6 +68,8 @@ def verdict(files: RunFiles) -> list[str]:
             f"Published for {name}: acceptance length {one['expected']:.2f} "
             f"({compared['source']}); {one['verdict']}."
         )
+    if numbers.get("stopped"):
+        sentences.append(f"Training ended before its last step: {numbers['stopped']}.")
     share = numbers.get("distinct_4gram_share")
     if share is not None and share < 0.5:
         sentences.append(
