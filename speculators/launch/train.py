@@ -26,6 +26,7 @@ from speculators.evaluation.result import EvaluationResult
 from speculators.evaluation.summary import summary_table
 from speculators.hidden_states.types import HiddenStateSource
 from speculators.launch.data_stage import prepare_data
+from speculators.launch.doctor_stage import attend
 from speculators.launch.drafter_stage import build_drafter
 from speculators.launch.prompts_stage import find_prompts
 from speculators.launch.provenance import write_provenance
@@ -135,6 +136,11 @@ class _Training:
                 run_dir=self.folder,
                 validate=validation,
                 tracker=open_tracker(self.config.tracker) if self.ranks.is_main else None,
+                certify=attend(
+                    *(self.config, self.verifier, source, data),
+                    ranks=self.ranks,
+                    console=self.console,
+                ),
                 fingerprints={
                     "data": data.fingerprint,
                     "vocabulary": drafter.vocabulary.fingerprint,

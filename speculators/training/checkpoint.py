@@ -95,6 +95,7 @@ class CheckpointFolder:
         write_model: Callable[[Path], None],
         tensors: Mapping[str, Any],
         run_yaml: str,
+        accompany: Callable[[Path], None] = lambda folder: None,
     ) -> None:
         """Write one checkpoint, point `checkpoint_best` at the best, and delete what may go.
 
@@ -104,6 +105,8 @@ class CheckpointFolder:
             write_model: writes `config.json` and `model.safetensors` into a folder.
             tensors: file name -> content, saved with `torch.save`.
             run_yaml: content of `run.yaml`.
+            accompany: may add files that later commands change; the completeness mark leaves them
+                out.
 
         Raises:
             CheckpointError: the disk is full, or the weights are not fit to be saved.
@@ -115,6 +118,7 @@ class CheckpointFolder:
                 _save(folder / file_name, content)
             (folder / RUN_FILE).write_text(run_yaml, encoding="utf-8")
             state.files = {p.name: p.stat().st_size for p in sorted(folder.iterdir())}
+            accompany(folder)
             replace_text(folder / STATE_FILE, state.to_json())
         self.point_to_best(state)
         for old in dispensable(state.saved, self._keep_last, state.best_checkpoint):

@@ -32,6 +32,7 @@ _SILENT = (
     "show",
     "tracker.",
     "evaluation.",
+    "doctor.",
     "training.profile_steps",
     "training.resume",
     "training.allow_changes",

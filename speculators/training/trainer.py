@@ -23,6 +23,7 @@ from speculators.config.schema import Config
 from speculators.conversion.layout import write_model
 from speculators.data.types import PackedBatch
 from speculators.errors import CheckpointError, HiddenStateError
+from speculators.training.certify import Certify, certify_start, certify_undisturbed
 from speculators.training.checkpoint import CheckpointFolder
 from speculators.training.ema import WeightAverage
 from speculators.training.guard import note_bad_step, stop_if_lost
@@ -61,6 +62,7 @@ class Trainer:
         run_dir: gets `metrics.jsonl`, `timing.jsonl` and `checkpoints/`.
         validate: measures the drafter on held-out rows; None makes the newest checkpoint the best.
         tracker: where metrics go besides the files.
+        certify: examines the drafter before the first step and at every checkpoint.
         fingerprints: name -> content hash of what must not change between starts (data,
             vocabulary, verifier); the loader's own is added.
         device: where to train.
@@ -83,6 +85,7 @@ class Trainer:
         run_dir: Path,
         validate: Validate | None,
         tracker: Tracker | None = None,
+        certify: Certify | None = None,
         fingerprints: Mapping[str, str] | None = None,
         device: torch.device,
         run_yaml: str | None = None,
@@ -93,7 +96,7 @@ class Trainer:
         self._ranks = ranks = ranks or Ranks()
         self._drafter, self._loader, self._validate = drafter.to(device), loader, validate
         self._run_dir, self._device = run_dir, device
-        self._tracker = tracker or NoTracker()
+        self._tracker, self._certify = tracker or NoTracker(), certify
         self._console = console or Console(stderr=True, highlight=False)
         parameters = drafter.trainable_parameters()
         for parameter in parameters.values():
@@ -156,6 +159,8 @@ class Trainer:
             return self._result()
         self._start, self._seconds_before = time.perf_counter(), state.seconds
         self._drafter.train()
+        if self._certify is not None and state.position.step == 0:
+            certify_start(self._certify, self._weights, self._stepper.autocast())
         journal = self._open_journal()
         patient = self._ranks.world_size > 1  # signals come twice: directly, and from the agent
         with journal, self._watchdog, StopRequest(insist=not patient) as stop:
@@ -367,11 +372,16 @@ class Trainer:
                     ),
                     tensors=tensors,
                     run_yaml=self._run_yaml,
+                    accompany=functools.partial(self._examine, drafter),
                 )
         state.saved = self._ranks.share(state.saved)
         self._saved_step = state.position.step
         journal.timing("checkpoint", state, {"seconds": time.perf_counter() - start})
         return name
+
+    def _examine(self, drafter: Drafter[Any], folder: Path) -> None:
+        if self._certify is not None:
+            certify_undisturbed(self._certify, drafter, folder, self._stepper.autocast())
 
     def _stop_if_asked(self, journal: Journal | NoJournal, stop: StopRequest) -> None:
         step = self._state.position.step

@@ -49,6 +49,7 @@ def test_engine_defaults_fill_what_is_absent(name: str, normed: bool) -> None:
     del serving["norm_before_residual"]
     del serving["transformer_layer_config"]["rope_parameters"]
     served, trained = drafter_class(name).served_conventions(serving), drafter.conventions()
-    assert served is not None and trained is not None
+    assert served is not None
+    assert trained is not None
     assert served.switches["norm_before_residual"] is normed
     assert served.rope != trained.rope  # 1,000,000 for qwen3 layers, the drafter has 10,000

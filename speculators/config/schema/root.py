@@ -10,6 +10,7 @@ from omegaconf import MISSING
 
 from speculators.config.schema.convert import ConvertConfig
 from speculators.config.schema.data import DataConfig
+from speculators.config.schema.doctor import DoctorConfig
 from speculators.config.schema.evaluation import EvaluationConfig
 from speculators.config.schema.extract import ExtractConfig
 from speculators.config.schema.hidden_states import HiddenStatesConfig
@@ -48,6 +49,7 @@ class Config:
     extract: ExtractConfig = field(default_factory=ExtractConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
     convert: ConvertConfig = field(default_factory=ConvertConfig)
+    doctor: DoctorConfig = field(default_factory=DoctorConfig)
     seed: int = 0
     """Everything random is drawn from generators named after this seed."""
     output_dir: str = MISSING
@@ -55,7 +57,9 @@ class Config:
     cache_dir: str = MISSING
     """Prepared data, shared by runs and addressed by content."""
     checkpoint: str | None = None
-    """Checkpoint folder (evaluate, convert)."""
+    """Checkpoint folder (evaluate, convert, doctor)."""
+    run: str | None = None
+    """Run directory (doctor)."""
     push_to_hub: str | None = None
     """convert: hub repository, OWNER/NAME, to upload the folder and its model card to."""
     device: str = "auto"
