@@ -207,7 +207,9 @@ def test_no_circles() -> None:
     def visit(module: str, path: tuple[str, ...]) -> None:
         assert module not in path, " -> ".join((*path, module))
         if module not in done:
-            for target in sorted(own_imports(module, when_run=True)):
+            # Among algorithms not even a type points back.
+            when_run = not below(module, ("algorithms",))
+            for target in sorted(own_imports(module, when_run=when_run)):
                 visit(target, (*path, module))
             done.add(module)
 

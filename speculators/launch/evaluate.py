@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from speculators.launch.provenance import write_provenance
 from speculators.launch.result import write_json
 from speculators.launch.threads import limit_threads
 from speculators.launch.verifier_stage import Verifier
+from speculators.verifier.spec import VerifierSpec
 
 FROM_CHECKPOINT = "checkpoint"
 """Value of `verifier.name_or_path` that means: the verifier the checkpoint was trained for."""
@@ -39,11 +40,11 @@ def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
     checkpoint = Path(config.checkpoint or "")
     serving = read_serving_config(checkpoint)
     if config.verifier.name_or_path == FROM_CHECKPOINT:
-        config = with_verifier(config, _training_config(checkpoint), serving)
+        config = with_verifier(config, training_config(checkpoint), serving)
     verifier = Verifier(config)
 
     def data() -> PreparedData:
-        trained_with = _training_config(checkpoint)
+        trained_with = training_config(checkpoint)
         if trained_with is None:
             raise ConfigError(
                 "evaluation.prompts=null: the checkpoint does not say what it was trained on; "
@@ -84,7 +85,7 @@ class _Evaluation:
             return result, {}
         served = evaluate_served(
             settings.endpoint,
-            self._expected(),
+            expected_server(self.checkpoint, self.serving, self.verifier.spec),
             self.verifier.tokenizer,
             self.prompts,
             settings,
@@ -125,26 +126,37 @@ class _Evaluation:
             console=self.console,
         )
 
-    def _expected(self) -> ServedCheckpoint:
-        """Return what a server must be: names are compared by their last component."""
-        described = self.serving.get("speculators_config") or {}
-        methods = described.get("proposal_methods") or [{}]
-        if "speculative_tokens" not in methods[0]:
-            raise CheckpointError(
-                f"checkpoint={self.checkpoint}: its config.json does not say how many tokens it "
-                "drafts (speculators_config.proposal_methods); vLLM could not serve it"
-            )
-        spec = self.verifier.spec
-        named = (described.get("verifier") or {}).get("name_or_path") or spec.name_or_path
-        paths = (str(self.checkpoint), str(self.checkpoint.resolve()), named, spec.name_or_path)
-        return ServedCheckpoint(
-            frozenset(Path(path).name for path in paths),
-            int(methods[0]["speculative_tokens"]),
-            spec.max_position_embeddings,
+
+def expected_server(
+    checkpoint: Path, serving: Mapping[str, Any], spec: VerifierSpec
+) -> ServedCheckpoint:
+    """Return what a server of a checkpoint must be: names are compared by their last component.
+
+    Args:
+        checkpoint: its folder.
+        serving: its `config.json`.
+        spec: the verifier.
+
+    Raises:
+        CheckpointError: it does not say how many tokens it drafts.
+    """
+    described = serving.get("speculators_config") or {}
+    methods = described.get("proposal_methods") or [{}]
+    if "speculative_tokens" not in methods[0]:
+        raise CheckpointError(
+            f"checkpoint={checkpoint}: its config.json does not say how many tokens it "
+            "drafts (speculators_config.proposal_methods); vLLM could not serve it"
         )
+    named = (described.get("verifier") or {}).get("name_or_path") or spec.name_or_path
+    paths = (str(checkpoint), str(checkpoint.resolve()), named, spec.name_or_path)
+    return ServedCheckpoint(
+        frozenset(Path(path).name for path in paths),
+        int(methods[0]["speculative_tokens"]),
+        spec.max_position_embeddings,
+    )
 
 
-def _training_config(checkpoint: Path) -> Config | None:
+def training_config(checkpoint: Path) -> Config | None:
     """Return the configuration a checkpoint of ours was trained with."""
     path = checkpoint / "run.yaml"
     return load_run_config(path) if path.exists() else None

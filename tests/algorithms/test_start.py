@@ -5,20 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
+from algorithms.rows import make_spec
+from speculators.algorithms.dflash.config import DFlashConfig
 from speculators.algorithms.dflash.network import DFlashNetwork
 from speculators.algorithms.dflash.start import copy_layers
-from speculators.attention.layout import MaskRule
 from speculators.errors import ConfigError
-from speculators.modules.decoder import LayerSizes
-
-SIZES = LayerSizes(16, 24, 4, 2, 8, 1e-6)
 
 
 def network() -> DFlashNetwork:
     torch.manual_seed(0)
-    made = DFlashNetwork(
-        SIZES, 3, [MaskRule(), MaskRule()], {"rope_type": "default", "rope_theta": 1e4}
-    )
+    spec = make_spec(hidden_size=16, intermediate_size=24)
+    made = DFlashNetwork(DFlashConfig(num_layers=2, target_layer_ids=[1, 3, 5]), spec)
     made.initialize(torch.Generator().manual_seed(0))
     return made
 

@@ -16,7 +16,7 @@ from speculators.algorithms.anchors import (
     random_anchors,
     walk_anchors,
 )
-from speculators.algorithms.base import Drafter, DraftSession, Output, Proposal, StepContext
+from speculators.algorithms.base import Drafter, DraftSession, Output, StepContext
 from speculators.algorithms.conventions import Conventions
 from speculators.algorithms.cost import StepCost, Workload
 from speculators.algorithms.dflash import resolve as resolving
@@ -31,9 +31,8 @@ from speculators.algorithms.metrics import training_metrics
 from speculators.algorithms.noise import noisy
 from speculators.algorithms.objective import labelled, on_grid, skips_unreachable, slot_losses
 from speculators.algorithms.slots import HostRow, SlotPlan, plan_slots
-from speculators.algorithms.tables import DraftTables
 from speculators.attention.backend import prepare_attention
-from speculators.attention.layout import BlockLayout, MaskRule
+from speculators.attention.layout import BlockLayout
 from speculators.config.schema import AttentionBackend
 from speculators.data.types import PackedBatch
 from speculators.data.vocabulary import DraftVocabulary
@@ -46,7 +45,7 @@ _DRAFT_SLOTS = 4096
 _CONTEXT_MULTIPLE = 64
 
 
-class DFlashDrafter(DFlashNetwork, DraftTables, Drafter[DFlashConfig]):
+class DFlashDrafter(DFlashNetwork, Drafter[DFlashConfig]):
     """Drafts a block in one pass: [newest token, MASK, ...] over the verifier's earlier states.
 
     Args:
@@ -71,12 +70,8 @@ class DFlashDrafter(DFlashNetwork, DraftTables, Drafter[DFlashConfig]):
         lm_head: Float[Tensor, "vocab hidden"],
         attention: AttentionBackend,
     ) -> None:
-        sliding = config.num_sliding_layers or 0
-        rules = [MaskRule(config.sliding_window, config.sliding_causal)] * sliding
-        rules += [MaskRule()] * (config.num_layers - sliding)
-        states = len(config.target_layer_ids or ())
-        super().__init__(LayerSizes.of(config, spec), states, rules, spec.rope_parameters)
-        self.config, self.spec, self.attention = config, spec, attention
+        super().__init__(config, spec)
+        self.attention = attention
         self.add_tables(vocabulary, embed_tokens, lm_head)
 
     @classmethod
@@ -161,27 +156,6 @@ class DFlashDrafter(DFlashNetwork, DraftTables, Drafter[DFlashConfig]):
             drafted.append(self.choose(hidden.view(len(chunk), size - 1, hidden.shape[1]), newest))
         return torch.cat(drafted)
 
-    def choose(
-        self, hidden: Float[Tensor, "start draft hidden"], newest: Int[Tensor, "start"]
-    ) -> Int[Tensor, "start draft"]:
-        """Return the verifier tokens drafted greedily from the slots' states.
-
-        Args:
-            hidden: input of the head at slots 1 to K.
-            newest: token each block starts from, its slot 0.
-        """
-        return self.most_likely(hidden.flatten(0, 1)).view(hidden.shape[:2])
-
-    def propose(
-        self,
-        hidden: Float[Tensor, "draft hidden"],
-        newest: Int[Tensor, ""],
-        temperature: float,
-        generator: torch.Generator | None,
-    ) -> Proposal:
-        """Draft one block from its slots' states, see `DraftSession.propose`."""
-        return self.draw(self.logits(hidden), temperature, generator)
-
     def new_session(self) -> DraftSession:
         """Start drafting along one sequence, see `Drafter.new_session`."""
         return DFlashSession(self)
@@ -262,11 +236,6 @@ class DFlashDrafter(DFlashNetwork, DraftTables, Drafter[DFlashConfig]):
             attention,
             keep.to(device, non_blocking=True),
         )
-
-    @property
-    def mask_embedding(self) -> Float[Tensor, "hidden"]:
-        """Embedding of every slot but the first."""
-        return self.embed_tokens[self.config.mask_token_id or 0]
 
     def train_slots(
         self,

@@ -28,9 +28,8 @@ from speculators.algorithms.noise import noisy
 from speculators.algorithms.objective import labelled, on_grid, skips_unreachable, slot_losses
 from speculators.algorithms.resolving import refuse
 from speculators.algorithms.slots import HostRow, SlotPlan, plan_slots
-from speculators.algorithms.tables import DraftTables
 from speculators.attention.backend import BlockAttention, prepare_attention
-from speculators.attention.layout import BlockLayout, MaskRule
+from speculators.attention.layout import BlockLayout
 from speculators.config.schema import AttentionBackend
 from speculators.data.types import PackedBatch
 from speculators.data.vocabulary import DraftVocabulary
@@ -42,7 +41,7 @@ from speculators.verifier.spec import VerifierSpec
 _ROW_MULTIPLE = 64
 
 
-class Eagle3Drafter(Eagle3Network, DraftTables, Drafter[Eagle3Config]):
+class Eagle3Drafter(Eagle3Network, Drafter[Eagle3Config]):
     """Drafts one token at a time from the verifier's states, then from its own output.
 
     Args:
@@ -67,8 +66,7 @@ class Eagle3Drafter(Eagle3Network, DraftTables, Drafter[Eagle3Config]):
         attention: AttentionBackend,
     ) -> None:
         super().__init__(config, spec)
-        self.config, self.spec, self.attention = config, spec, attention
-        self.rule = MaskRule(config.sliding_window)
+        self.attention = attention
         self.add_tables(vocabulary, embed_tokens, lm_head, train_head=config.train_lm_head)
 
     @classmethod

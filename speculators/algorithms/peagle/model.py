@@ -30,9 +30,8 @@ from speculators.algorithms.peagle.network import PEagleNetwork
 from speculators.algorithms.peagle.session import PEagleSession
 from speculators.algorithms.resolving import mask_problems, refuse, unused_token
 from speculators.algorithms.slots import HostRow, plan_slots
-from speculators.algorithms.tables import DraftTables
 from speculators.attention.backend import prepare_attention
-from speculators.attention.layout import BlockLayout, MaskRule
+from speculators.attention.layout import BlockLayout
 from speculators.config.schema import AttentionBackend
 from speculators.data.types import PackedBatch
 from speculators.data.vocabulary import DraftVocabulary
@@ -41,7 +40,7 @@ from speculators.verifier.head import VerifierHead
 from speculators.verifier.spec import VerifierSpec
 
 
-class PEagleDrafter(PEagleNetwork, DraftTables, Drafter[PEagleConfig]):
+class PEagleDrafter(PEagleNetwork, Drafter[PEagleConfig]):
     """Drafts a block in one pass over the verifier's states, causally.
 
     Args:
@@ -66,8 +65,7 @@ class PEagleDrafter(PEagleNetwork, DraftTables, Drafter[PEagleConfig]):
         attention: AttentionBackend,
     ) -> None:
         super().__init__(config, spec)
-        self.config, self.spec, self.attention = config, spec, attention
-        self.rule = MaskRule(config.sliding_window, causal=True)
+        self.attention = attention
         self.add_tables(vocabulary, embed_tokens, lm_head, train_head=config.train_lm_head)
 
     @classmethod
@@ -82,11 +80,6 @@ class PEagleDrafter(PEagleNetwork, DraftTables, Drafter[PEagleConfig]):
     def num_draft_tokens(self) -> int:
         """Tokens of one block."""
         return self.config.num_draft_tokens
-
-    @property
-    def mask_embedding(self) -> Float[Tensor, "hidden"]:
-        """Embedding of every slot but the first."""
-        return self.embed_tokens[self.config.mask_token_id or 0]
 
     def compute_loss(self, batch: PackedBatch, teacher: VerifierHead, step: StepContext) -> Output:
         """Train on blocks of one packed row, see `Drafter.compute_loss`."""
@@ -191,7 +184,6 @@ class PEagleDrafter(PEagleNetwork, DraftTables, Drafter[PEagleConfig]):
         return self.run(
             base,
             embeddings[here.anchors],
-            self.mask_embedding,
             here.slot_positions(),
             here.anchors,
             prepare_attention(blocks, self.rule, self.attention, device, gradients=gradients),
