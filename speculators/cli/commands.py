@@ -164,6 +164,17 @@ _PLAN = Command(
     ),
 )
 
-_ALL = (_TRAIN, _PREPARE, _PLAN, _SERVE, _EXTRACT, _EVALUATE, _CONVERT)
+_DOCTOR = Command(
+    "doctor",
+    "speculators.doctor.command",
+    "proves that training, checkpoint and engine compute the same, or names the first difference",
+    (
+        *("checkpoint", "doctor.endpoint", "doctor.num_prompts", "doctor.num_tokens"),
+        *("doctor.max_new_tokens", "evaluation.prompts", "verifier.template", "device"),
+    ),
+    needs=("checkpoint",),
+)
+
+_ALL = (_TRAIN, _PREPARE, _PLAN, _SERVE, _EXTRACT, _EVALUATE, _DOCTOR, _CONVERT)
 COMMANDS = {command.name: command for command in _ALL}
 """Every command by name, in the order of the help."""

@@ -101,6 +101,7 @@ class TrainingDoctor:
             revision=self.revision,
             tokenizer_hash=self.spec.tokenizer_hash,
             vocabulary=drafter.vocabulary.fingerprint,
+            layer_ids=tuple(drafter.config.target_layer_ids or ()),
             rendering=tuple(self.tokenizer.prompt_ids(CONVERSATION)),
             conventions=drafter.conventions(),
             states_dtype=dtype.removeprefix("torch."),
@@ -123,17 +124,20 @@ def record_probe(drafter: Drafter[Any], probe: Probe) -> RecordedProbe:
 
 
 def fetch_probes(
-    source: HiddenStateSource, samples: SampleSet, settings: DoctorConfig, device: torch.device
+    source: HiddenStateSource,
+    sets: Sequence[SampleSet],
+    settings: DoctorConfig,
+    device: torch.device,
 ) -> list[Probe]:
     """Return probes with the states training would be given for them.
 
     Args:
         source: training's own.
-        samples: held-out ones, else those of training.
+        sets: held-out samples, then those of training.
         settings: how many, and how long.
         device: of the drafter.
     """
-    chosen = choose_samples(samples, settings.num_prompts)
+    chosen = choose_samples(sets, settings.num_prompts)
     probes = []
     for sample, states in zip(chosen, source.stream([[one] for one in chosen]), strict=True):
         if states[0] is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -101,15 +102,15 @@ class Probe:
         return row.to(aux.device)
 
 
-def choose_samples(samples: SampleSet, limit: int) -> list[Sample]:
+def choose_samples(sets: Sequence[SampleSet], limit: int) -> list[Sample]:
     """Return the samples that show most for the least: short prompts whose answers have room.
 
     Args:
-        samples: where to look; the shortest of them.
+        sets: where to look, one after the other; at the shortest samples of each.
         limit: how many.
     """
-    order = samples.lengths.argsort(kind="stable")[:_LOOKED_AT].tolist()
-    found = (samples[index] for index in order)
+    orders = ((s, s.lengths.argsort(kind="stable")[:_LOOKED_AT].tolist()) for s in sets)
+    found = (samples[index] for samples, order in orders for index in order)
     fit = (s for s in found if 2 <= first_answer(s)[0] <= _LONGEST_PROMPT)
     roomy = (s for s in fit if first_answer(s)[1] >= FEWEST_ANSWER_TOKENS)
     return list(itertools.islice(roomy, limit))

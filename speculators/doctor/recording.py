@@ -70,6 +70,7 @@ class Recording:
         revision: of its weights.
         tokenizer_hash: of its tokenizer.
         vocabulary: fingerprint of the draft vocabulary.
+        layer_ids: layers the probes' states were captured for.
         rendering: tokens of a fixed conversation under the run's template.
         conventions: what the drafter in training computes with; None where it does not say.
         states_dtype: number format of the captured states.
@@ -80,6 +81,7 @@ class Recording:
     revision: str
     tokenizer_hash: str
     vocabulary: str
+    layer_ids: tuple[int, ...]
     rendering: tuple[int, ...]
     conventions: Conventions | None
     states_dtype: str
@@ -89,6 +91,7 @@ class Recording:
         """Return everything, ready for JSON."""
         return {
             **vars(self),
+            "layer_ids": list(self.layer_ids),
             "rendering": list(self.rendering),
             "conventions": None if self.conventions is None else self.conventions.to_dict(),
             "probes": [probe.to_dict() for probe in self.probes],
@@ -101,6 +104,7 @@ class Recording:
         return cls(
             **{
                 **values,
+                "layer_ids": tuple(values["layer_ids"]),
                 "rendering": tuple(values["rendering"]),
                 "conventions": None if conventions is None else Conventions.from_dict(conventions),
                 "probes": tuple(map(RecordedProbe.from_dict, values["probes"])),

@@ -62,6 +62,13 @@ class Subject:
         return [self.own(probe.input_ids) for probe in self.probes]
 
     @property
+    def unrecorded(self) -> str:
+        """Why there is nothing recorded to compare with."""
+        if self.live is not None:
+            return "recorded now, for later comparisons"
+        return "training recorded nothing (parity.json)"
+
+    @property
     def layer_ids(self) -> tuple[int, ...]:
         """Layers the drafter reads."""
         return () if self.drafter is None else tuple(self.drafter.config.target_layer_ids or ())

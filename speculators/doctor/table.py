@@ -18,10 +18,8 @@ def findings_table(findings: Sequence[Finding]) -> Table:
         table.add_column(name, overflow="fold")
     for finding in findings:
         style = _STYLES[finding.verdict]
-        where = f"at {finding.where}" if finding.where else ""
-        found = ": ".join(
-            part for part in (f"{finding.text} {where}".strip(), finding.measured) if part
-        )
+        where = f" ({finding.where})" if finding.where else ""
+        found = f"{finding.text}{where}" + (f": {finding.measured}" if finding.measured else "")
         table.add_row(
             finding.stage,
             f"[{style}]{finding.verdict.value}[/]",

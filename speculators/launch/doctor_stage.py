@@ -33,7 +33,7 @@ def attend(
         config: `doctor` and `hidden_states.mode` are used.
         verifier: the verifier; compared with where it runs in this process.
         source: of training's hidden states.
-        data: held-out samples, or those of training where none is held out.
+        data: held-out samples, and those of training where they are too few.
         ranks: the main process examines.
         console: where warnings go.
     """
@@ -49,7 +49,7 @@ def attend(
         verifier.tokenizer,
         verifier.head(),
         verifier.revision(),
-        fetch_probes(source, data.validation or data.train, settings, verifier.device),
+        fetch_probes(source, (data.validation, data.train), settings, verifier.device),
         verifier.model().own_streams if embedded else None,
         Path(config.output_dir),
         functools.partial(console.print, style="yellow", markup=False, soft_wrap=True),

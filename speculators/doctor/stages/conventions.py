@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from speculators.algorithms.conventions import Conventions
+from speculators.conversion.layout import algorithm_of
 from speculators.doctor.causes import Cause
 from speculators.doctor.finding import Finding, Stage
 from speculators.doctor.subject import Subject
@@ -63,18 +64,28 @@ class ConventionStage:
             return self.stage.unchecked("the algorithm does not say what it computes with")
         engine, others = self.part(sides[-1].says), sides[:-1]
         for side in others:
-            if not self.same(self.part(side.says), engine):
+            own = self.part(side.says)
+            if not self.same(own, engine):
+                taken, meant = _apart(engine, own)
                 return self.stage.failed(
                     self.cause,
                     f"{self.stage.name}: {side.name} and engine differ",
                     where=f"{self.where} of config.json",
-                    measured=f"the engine takes {self.show(engine)}",
-                    allowed=f"{side.name}: {self.show(self.part(side.says))}",
+                    measured=f"the engine takes {self.show(taken)}",
+                    allowed=f"{side.name}: {self.show(meant)}",
                 )
         names = " and ".join(side.name for side in others)
         return self.stage.passed(
             f"{self.stage.name}: {names} and engine agree", measured=self.show(engine)
         )
+
+
+def _apart(engine: Any, own: Any) -> tuple[Any, Any]:
+    """Leave only what differs, of parts that hold several values."""
+    if not isinstance(engine, dict) or not isinstance(own, dict):
+        return engine, own
+    keys = [k for k in engine | own if engine.get(k) != own.get(k)]
+    return {k: engine.get(k) for k in keys}, {k: own.get(k) for k in keys}
 
 
 def known_sides(subject: Subject) -> Iterator[Side]:
@@ -87,14 +98,16 @@ def known_sides(subject: Subject) -> Iterator[Side]:
     trained = live.conventions() if live is not None else recorded and recorded.conventions
     if trained is not None:
         yield Side("training", trained)
-    if drafter is None:
-        return
-    if drafter is not live and (read := drafter.conventions()) is not None:
-        yield Side("reader", read)
+    if drafter is not None and drafter is not live:
+        read = drafter.conventions()
+        if read is not None:
+            yield Side("reader", read)
+    served = None
     if subject.content is not None:
         config = subject.content.config
-    else:
+        served = algorithm_of(subject.content.folder, config).served_conventions(config)
+    elif drafter is not None:  # nothing is written yet: what would be
         config = json.loads(json.dumps(drafter.serving_config()))
-    served = type(drafter).served_conventions(config)
+        served = type(drafter).served_conventions(config)
     if served is not None:
         yield Side("engine", served)

@@ -72,7 +72,7 @@ def tolerance(dtype: torch.dtype | str) -> float:
 
 
 def _allowed(subject: Subject) -> float:
-    if subject.recorded is not None:
+    if subject.recorded is not None and subject.recorded.probes:
         return tolerance(subject.recorded.states_dtype)
     return tolerance(subject.probes[0].states.aux.dtype)
 
@@ -84,9 +84,9 @@ def _comparisons(subject: Subject) -> Iterator[_Comparison]:
         name = f"prompt {number}"
         aux = probe.states.aux
         yield _Comparison(name, ids, aux.float(), streams.float(), tolerance(aux.dtype))
-        if recorded is not None and recorded.conventions is not None:
+        if recorded is not None and recorded.probes:
             then = recorded.probes[number].sketch[:, :-1]
-            trained = recorded.conventions.layer_ids
+            trained = recorded.layer_ids
             allowed = tolerance(recorded.states_dtype)
             yield _Comparison(f"{name} while training", trained, then, sketch(streams), allowed)
 

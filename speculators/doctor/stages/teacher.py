@@ -43,7 +43,7 @@ def check(subject: Subject) -> Finding:
 def _recorded(subject: Subject) -> Finding | None:
     """Hold the last states training captured against those proved just now."""
     recorded = subject.recorded
-    if recorded is None:
+    if recorded is None or not recorded.probes:
         return None
     allowed = tolerance(recorded.states_dtype)
     pairs = zip(subject.probes, recorded.probes, subject.own_streams, strict=True)

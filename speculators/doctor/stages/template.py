@@ -14,7 +14,7 @@ _SHOWN = 12
 def check(subject: Subject) -> Finding:
     """Render one conversation and compare token by token with what training recorded."""
     if subject.recorded is None:
-        return STAGE.unchecked("training recorded no rendering")
+        return STAGE.unchecked(subject.unrecorded)
     then = subject.recorded.rendering
     now = tuple(subject.tokenizer.prompt_ids(CONVERSATION))
     if now == then:

@@ -16,7 +16,7 @@ def check(subject: Subject) -> Finding:
     said = {} if subject.content is None else subject.content.config
     then = said.get(TOKENIZER_KEY) or (subject.recorded and subject.recorded.tokenizer_hash)
     if not then:
-        return STAGE.unchecked("the checkpoint names no tokenizer")
+        return STAGE.unchecked(subject.unrecorded)
     if then != now:
         return STAGE.failed(
             OTHER_TOKENIZER,

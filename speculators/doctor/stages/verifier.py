@@ -12,7 +12,7 @@ STAGE = Stage("verifier", "the verifier's weights are those the states came from
 def check(subject: Subject) -> Finding:
     """Compare the commit, or the hash of the folder, with what training recorded."""
     if subject.recorded is None:
-        return STAGE.unchecked("training recorded no revision")
+        return STAGE.unchecked(subject.unrecorded)
     then, now = subject.recorded.revision, subject.revision
     if then == now:
         return STAGE.passed("the verifier is that of training", measured=now[:19])

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from speculators.conversion.layout import MAPS
+from speculators.data.vocabulary import DraftVocabulary
 from speculators.doctor.causes import STALE_VOCABULARY
 from speculators.doctor.finding import Finding, Stage
 from speculators.doctor.subject import Subject
@@ -37,6 +38,10 @@ def check(subject: Subject) -> Finding:
         return _failed(f"t2d has {len(tensors['t2d'])} entries", f"the verifier's {size}")
     if not torch.equal(ids, marked):
         return _failed(_first_difference(ids, marked), "equal ids")
+    recorded = subject.recorded
+    now = DraftVocabulary(ids, subject.spec.vocab_size).fingerprint
+    if recorded is not None and recorded.vocabulary not in ("", now):
+        return _failed("other tokens than training drafted", f"ids {recorded.vocabulary[:12]}")
     if "lm_head.weight" not in tensors:
         return _failed("there is no lm_head.weight", f"{len(ids)} rows")
     return _check_rows(subject, tensors["lm_head.weight"], ids)
