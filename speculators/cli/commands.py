@@ -167,12 +167,13 @@ _PLAN = Command(
 _DOCTOR = Command(
     "doctor",
     "speculators.doctor.command",
-    "proves that training, checkpoint and engine compute the same, or names the first difference",
+    "proves that training, checkpoint and engine compute the same; explains low acceptance",
     (
-        *("checkpoint", "doctor.endpoint", "doctor.num_prompts", "doctor.num_tokens"),
+        *("checkpoint", "run", "doctor.endpoint", "doctor.tests", "doctor.num_samples"),
+        *("doctor.num_prompts", "doctor.num_tokens"),
         *("doctor.max_new_tokens", "evaluation.prompts", "verifier.template", "device"),
     ),
-    needs=("checkpoint",),
+    needs=("checkpoint|run",),
 )
 
 _ALL = (_TRAIN, _PREPARE, _PLAN, _SERVE, _EXTRACT, _EVALUATE, _DOCTOR, _CONVERT)

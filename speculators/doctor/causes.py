@@ -160,6 +160,22 @@ SMALL_VOCABULARY = Cause(
     "many tokens of the verifier's answers cannot be drafted at all",
     "raise speculator.draft_vocab_size; `speculators prepare` prints what each size reaches",
 )
+UNTRAINED_POSITIONS = Cause(
+    "untrained positions",
+    "more tokens are drafted than are ever trained",
+    "train as many steps as are drafted (speculator.ttt_steps, speculator.block_size), or draft "
+    "fewer (speculator.num_draft_tokens)",
+)
+LONG_CONTEXTS = Cause(
+    "contexts longer than trained",
+    "acceptance falls where contexts are longer than any training row",
+    "raise training.sequence_length and train on longer conversations",
+)
+UNEVEN_SLICES = Cause(
+    "uneven data",
+    "one kind of prompt is accepted far less than the others",
+    "add data of that kind (data=mixture, data.sources), answered by the verifier",
+)
 LOOPING_ANSWERS = Cause(
     "looping answers",
     "the verifier repeats itself, so acceptance says nothing about real answers",

@@ -1,4 +1,4 @@
-"""`speculators doctor`: proves that a checkpoint is served as it was trained."""
+"""`speculators doctor`: is a checkpoint served as it was trained, and what is wrong with a run?"""
 
 from __future__ import annotations
 
@@ -13,26 +13,36 @@ from speculators.config.schema import Config
 from speculators.doctor.certificate import PARITY_FILE
 from speculators.doctor.checkpoint import CheckpointExamination
 from speculators.doctor.finding import Verdict
+from speculators.doctor.run import diagnose_run
 from speculators.doctor.table import findings_table
-from speculators.errors import CheckpointError
+from speculators.errors import CheckpointError, ConfigError
 from speculators.launch.threads import limit_threads
 
 
 def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
-    """Examine `config.checkpoint`, print what was found, and write it into the checkpoint.
+    """Examine `config.checkpoint`, or explain `config.run`; print and write down what was found.
 
     Args:
-        config: see `CheckpointExamination`.
+        config: see `CheckpointExamination` and `diagnose_run`.
         argv: command line; not kept.
 
     Raises:
-        CheckpointError: something differs; the first stage that does.
+        CheckpointError: something differs in the checkpoint; the first stage that does.
+        DataError: no run directory.
         LaunchError: the server of `doctor.endpoint` cannot be asked.
+        ConfigError: both a checkpoint and a run are given.
     """
     limit_threads(config)
     console = Console(highlight=False)
+    if config.run is not None and config.checkpoint is not None:
+        raise ConfigError("run, checkpoint: give one of the two: run=DIR looks at its best one")
     try:
-        return _checkpoint(config, console)
+        if config.run is None:
+            return _checkpoint(config, console)
+        found = diagnose_run(config, console)
+        found.show(console)
+        console.print(f"\nwritten to {found.write()}", soft_wrap=True)
+        return found.to_dict()
     finally:
         # Nothing of this command belongs into a run directory.
         with contextlib.suppress(OSError):

@@ -57,12 +57,17 @@ class CheckpointFolder:
 
     def newest(self) -> str | None:
         """Return the name of the newest complete checkpoint, by global step."""
-        complete = [
+        complete = self.complete()
+        return complete[-1].name if complete else None
+
+    def complete(self) -> list[Path]:
+        """Return the complete checkpoints, oldest first by global step."""
+        found = [
             (read_state(path).position.step, path.name)
             for path in (self.root.iterdir() if self.root.is_dir() else ())
             if NAMES.fullmatch(path.name) and not path.is_symlink() and is_complete(path)
         ]
-        return max(complete)[1] if complete else None
+        return [self.root / name for _, name in sorted(found)]
 
     def incomplete(self) -> list[str]:
         """Return the names of folders that look like checkpoints but are not complete."""

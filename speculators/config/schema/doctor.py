@@ -20,6 +20,10 @@ class DoctorConfig:
     """Prompts compared."""
     num_tokens: int = 32
     """Tokens of each answer that are compared."""
+    tests: bool = True
+    """doctor run=DIR: test causes on the run's best checkpoint; false reads its files alone."""
+    num_samples: int = 24
+    """doctor run=DIR: held-out samples, and training samples, to test causes on."""
     endpoint: str | None = None
     """doctor: base URL of a running `vllm serve CHECKPOINT`, to be compared too."""
     max_new_tokens: int = 64
@@ -29,6 +33,7 @@ class DoctorConfig:
         """Check the ranges."""
         yield from at_least(self, "num_prompts", 1)
         yield from at_least(self, "num_tokens", 8)
+        yield from at_least(self, "num_samples", 1)
         yield from at_least(self, "max_new_tokens", 1)
         if self.endpoint is not None and not self.endpoint.startswith(("http://", "https://")):
             yield Problem("endpoint", self.endpoint, "must be a URL such as http://localhost:8000")
