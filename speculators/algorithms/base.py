@@ -177,6 +177,32 @@ class Drafter(nn.Module, ABC, Generic[ConfigT]):
     def num_draft_tokens(self) -> int:
         """Tokens drafted per proposal, K."""
 
+    @property
+    def draft_passes(self) -> int:
+        """Passes through the draft layers for one proposal: K where each token waits for the last.
+
+        One where the whole proposal comes out of one pass.
+        """
+        return 1
+
+    def weights_read(self) -> int:
+        """Return the weights one proposal reads, pass by pass, the rows of the head among them."""
+        own = self.trainable_parameters()
+        head = 0 if "lm_head.weight" in own else len(self.vocabulary) * self.spec.hidden_size
+        return self.draft_passes * (head + sum(p.numel() for p in own.values()))
+
+    def set_num_draft_tokens(self, count: int) -> None:
+        """Draft another number of tokens from now on, as a server does that is told to.
+
+        Raises:
+            ConfigError: the algorithm drafts as many as it was trained for.
+        """
+        if count != self.num_draft_tokens:
+            raise ConfigError(
+                f"evaluation.num_draft_tokens={count}: {self.config.name} drafts "
+                f"{self.num_draft_tokens} tokens and no other number"
+            )
+
     @abstractmethod
     def compute_loss(self, batch: PackedBatch, teacher: VerifierHead, step: StepContext) -> Output:
         """Forward pass of training on one packed row.

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from speculators.algorithms.base import Proposal
+from speculators.algorithms.resolving import with_own_rope
 from speculators.config.schema import AttentionBackend
 from speculators.data.vocabulary import DraftVocabulary
 from speculators.modules.partition import top_tokens
@@ -71,7 +72,7 @@ class DraftTables(nn.Module):
         """Build an untrained drafter, see `Drafter.build`: the constructor, then `initialize`."""
         drafter: Any = cls(
             config,  # pyright: ignore[reportCallIssue]
-            spec,
+            with_own_rope(config, spec),
             vocabulary,
             embed_tokens=embed_tokens,
             lm_head=lm_head,

@@ -6,6 +6,8 @@ of a few dozen tokens. Nothing of training changes: no weight, no gradient, no r
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,7 @@ from torch import Tensor
 
 from speculators.algorithms.base import Drafter
 from speculators.config.schema import DoctorConfig
-from speculators.conversion.folders import read_content
+from speculators.conversion.folders import Content, read_content, same_bits
 from speculators.data.prepared import SampleSet
 from speculators.data.template import VerifierTokenizer
 from speculators.doctor.certificate import Certificate
@@ -59,18 +61,21 @@ class TrainingDoctor:
     run_dir: Path
     say: Callable[[str], None]
 
-    def __call__(self, drafter: Drafter[Any], folder: Path | None) -> None:
-        """Examine a drafter, and the checkpoint it was just written to.
+    def __call__(self, drafter: Drafter[Any], content: Content | None) -> Callable[[Path], None]:
+        """Examine a drafter, and what is about to be written of it.
 
         Args:
             drafter: in eval mode, as it would be served.
-            folder: the checkpoint; None before the first step.
+            content: of the checkpoint; None before the first step.
+
+        Returns:
+            What adds the certificate to the folder once it is written.
 
         Raises:
             CheckpointError: before the first step, when something differs.
         """
-        if not (self.settings.at_start if folder is None else self.settings.at_checkpoints):
-            return
+        if not (self.settings.at_start if content is None else self.settings.at_checkpoints):
+            return _nothing
         subject = Subject(
             spec=self.spec,
             tokenizer=self.tokenizer,
@@ -79,19 +84,22 @@ class TrainingDoctor:
             probes=self.probes,
             drafter=drafter,
             live=drafter,
-            content=None if folder is None else read_content(folder),
+            content=content,
             own=self.own,
         )
         found = Certificate(examine(subject), self.record(drafter), "training")
-        found.write(self.run_dir if folder is None else folder, checkpoint=folder is not None)
-        if (first := found.first_failure) is None:
-            return
-        if folder is None:
-            raise CheckpointError(
-                f"doctor: {first.line} (before the first step; doctor.at_start=false trains all "
-                "the same)"
-            )
-        self.say(f"warning: doctor: {first.line}")
+        first = found.first_failure
+        if content is None:
+            found.write(self.run_dir, checkpoint=False)
+            if first is not None:
+                raise CheckpointError(
+                    f"doctor: {first.line} (before the first step; doctor.at_start=false trains "
+                    "all the same)"
+                )
+            return _nothing
+        if first is not None:
+            self.say(f"warning: doctor: {first.line}")
+        return functools.partial(_add, found, content)
 
     def record(self, drafter: Drafter[Any]) -> Recording:
         """Return what later examinations compare with."""
@@ -145,3 +153,23 @@ def fetch_probes(
             moved = HiddenStates(probe.states.aux.to(device), probe.states.last.to(device))
             probes.append(Probe(probe.input_ids, probe.start, moved))
     return probes
+
+
+def _nothing(folder: Path) -> None:
+    """Add nothing."""
+
+
+def _add(certificate: Certificate, content: Content, folder: Path) -> None:
+    """Hold that a checkpoint reads back as it was examined, and add its certificate.
+
+    Raises:
+        CheckpointError: it does not.
+    """
+    saved = read_content(folder)
+    same = saved.config == json.loads(json.dumps(content.config))
+    if not same or saved.tensors.keys() != content.tensors.keys():
+        raise CheckpointError(f"{folder}: reads back with other contents; check the disk")
+    for name, tensor in content.tensors.items():
+        if not same_bits(saved.tensors[name], tensor):
+            raise CheckpointError(f"{folder}: {name} reads back differently; check the disk")
+    certificate.write(folder, checkpoint=True)

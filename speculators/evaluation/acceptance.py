@@ -89,6 +89,11 @@ class Acceptance:
         rows = np.asarray(prompts, np.int64)
         return Acceptance(self.reached[rows], self.at_risk[rows], self.drafts[rows])
 
+    def num_equal_prompts(self, other: Acceptance) -> int:
+        """Return on how many prompts as many drafts stood, position by position, as in `other`."""
+        same = (self.drafts == other.drafts) & (self.reached == other.reached).all(-1)
+        return int(same.sum())
+
     @property
     def num_draft_tokens(self) -> int:
         """Tokens per draft, K."""

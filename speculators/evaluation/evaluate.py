@@ -53,7 +53,7 @@ def evaluate(
         verifier: the model whose output must not change.
         drafter: the drafter; its training mode is restored.
         tokenizer: makes prompts and reads answers.
-        prompts: what to decode; `config.num_prompts` limits them.
+        prompts: what to decode.
         config: lengths, temperature, acceptance rule.
         seed: of sampling and of the confidence interval.
         progress: show a bar where there is a terminal.
@@ -62,14 +62,13 @@ def evaluate(
     Raises:
         DataError: no prompt, or one that leaves no room for an answer.
     """
-    chosen = list(prompts[: config.num_prompts])
-    if not chosen:
+    if not prompts:
         raise DataError("evaluation: no prompt to decode")
     run = _Run(verifier, drafter, tokenizer, config, seed)
-    run.warm_up(chosen[0])
+    run.warm_up(prompts[0])
     done: list[_Answered] = []
-    with DecodingProgress(len(chosen), console, enabled=progress) as bar:
-        for number, prompt in enumerate(chosen):
+    with DecodingProgress(len(prompts), console, enabled=progress) as bar:
+        for number, prompt in enumerate(prompts):
             answered = run.answer(number, prompt)
             done.append(answered)
             tokens = sum(len(d.tokens) for d in answered.speculative)

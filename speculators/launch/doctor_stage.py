@@ -10,11 +10,12 @@ from rich.console import Console
 
 from speculators.algorithms.base import Drafter
 from speculators.config.schema import Config, HiddenStatesMode
+from speculators.conversion.folders import Content
 from speculators.data.prepared import PreparedData
 from speculators.doctor.attending import TrainingDoctor, fetch_probes
 from speculators.hidden_states.types import HiddenStateSource
 from speculators.launch.verifier_stage import Verifier
-from speculators.training.certify import Certify
+from speculators.training.certify import Accompany, Certify
 from speculators.training.ranks import Ranks
 
 
@@ -41,7 +42,7 @@ def attend(
     if not (settings.at_start or settings.at_checkpoints):
         return None
     if not ranks.is_main:
-        return _nothing
+        return _leave_it
     embedded = config.hidden_states.mode is HiddenStatesMode.embedded
     return TrainingDoctor(
         settings,
@@ -56,5 +57,6 @@ def attend(
     )
 
 
-def _nothing(drafter: Drafter[Any], folder: Path | None) -> None:
+def _leave_it(drafter: Drafter[Any], content: Content | None) -> Accompany:
     """Leave it to the main process."""
+    return lambda folder: None

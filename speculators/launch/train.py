@@ -20,15 +20,16 @@ from speculators.data.prepared import PreparedData, SampleSet
 from speculators.data.report import print_report
 from speculators.errors import DataError
 from speculators.evaluation.evaluate import evaluate
-from speculators.evaluation.prompts import Prompt
+from speculators.evaluation.expected import against_published
 from speculators.evaluation.report import write_report
 from speculators.evaluation.result import EvaluationResult
-from speculators.evaluation.summary import summary_table
+from speculators.evaluation.summary import show_expected, show_result
 from speculators.hidden_states.types import HiddenStateSource
+from speculators.launch.circumstances import under_circumstances
 from speculators.launch.data_stage import prepare_data
 from speculators.launch.doctor_stage import attend
 from speculators.launch.drafter_stage import build_drafter
-from speculators.launch.prompts_stage import find_prompts
+from speculators.launch.prompts_stage import ChosenPrompts, find_prompts
 from speculators.launch.provenance import write_provenance
 from speculators.launch.result import summarise, write_json
 from speculators.launch.states_stage import open_source
@@ -81,9 +82,13 @@ class _Training:
             return {}
         evaluation = self._evaluate(prompts, trained)
         if evaluation is not None:
-            write_json(self.folder / "evaluation.json", evaluation.to_dict())
-            self.console.print(summary_table(evaluation))
-        result = summarise(trained, evaluation)
+            show_result(evaluation, self.console)
+            found = evaluation.to_dict()
+            if self.config.expected is not None:
+                found["expected"] = against_published(self.config.expected, found)
+                show_expected(found["expected"], self.console)
+            write_json(self.folder / "evaluation.json", found)
+        result = summarise(trained, evaluation, drafter)
         write_json(self.folder / "result.json", result)
         self._conclude(trained, result, write_report(self.folder))
         return result
@@ -179,9 +184,10 @@ class _Training:
             hidden_size=self.verifier.spec.hidden_size,
             seed=self.config.seed,
             shuffle=shuffle,
+            pin_memory=self.verifier.device.type == "cuda",
         )
 
-    def _prompts(self, data: PreparedData, num_draft_tokens: int) -> list[Prompt]:
+    def _prompts(self, data: PreparedData, num_draft_tokens: int) -> ChosenPrompts:
         """Return what will be decoded after training; none where nothing will be.
 
         Read before training, so that a bad file does not show after hours.
@@ -189,19 +195,19 @@ class _Training:
         settings = self.config.evaluation
         in_process = self.config.hidden_states.mode is HiddenStatesMode.embedded
         if not settings.enabled or not in_process:
-            return []
+            return ChosenPrompts()
         longest = self.verifier.spec.max_position_embeddings - num_draft_tokens - 1
-        prompts = find_prompts(settings, self.verifier.tokenizer, lambda: data, longest)
-        if not prompts:
+        chosen = find_prompts(settings, self.verifier.tokenizer, lambda: data, longest)
+        if not chosen.prompts:
             raise DataError(
                 "evaluation.prompts=null: no held-out conversation begins with a prompt; give "
                 "evaluation.prompts=FILE, or evaluation.enabled=false"
             )
-        return prompts
+        return chosen
 
-    def _evaluate(self, prompts: list[Prompt], trained: TrainResult) -> EvaluationResult | None:
+    def _evaluate(self, chosen: ChosenPrompts, trained: TrainResult) -> EvaluationResult | None:
         """Decode with the best checkpoint, read back from its folder as a server would."""
-        if not prompts or trained.best_checkpoint is None:
+        if not chosen.prompts or trained.best_checkpoint is None:
             return None
         drafter = read_model(
             trained.best_checkpoint,
@@ -209,14 +215,17 @@ class _Training:
             tables=self.verifier.tables(),
             attention=self.config.attention,
         ).to(self.verifier.device)
-        return evaluate(
+        result = evaluate(
             self.verifier.model(),
             drafter,
             self.verifier.tokenizer,
-            prompts,
+            chosen.prompts,
             self.config.evaluation,
             seed=self.config.seed,
             console=self.console,
+        )
+        return under_circumstances(
+            result, self.config, trained.best_checkpoint, self.verifier, chosen
         )
 
     def _conclude(self, trained: TrainResult, result: dict[str, Any], report: Path) -> None:

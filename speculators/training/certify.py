@@ -8,44 +8,45 @@ from pathlib import Path
 from typing import Any
 
 from speculators.algorithms.base import Drafter
+from speculators.conversion.folders import Content
 from speculators.errors import SpeculatorsError
 from speculators.evaluation.inference import inference
 from speculators.training.rng import untouched_rng
 from speculators.training.weights import TrainedWeights
 
-Certify = Callable[[Drafter[Any], Path | None], None]
-"""Examines a drafter as it would be served, and the folder it has just been written to (None before
-the first step), to which it may add files. A `SpeculatorsError` before the first step stops the
-run."""
+Accompany = Callable[[Path], None]
+"""Adds files to a checkpoint that has just been written; maybe in another thread."""
+
+Certify = Callable[[Drafter[Any], Content | None], Accompany]
+"""Examines a drafter as it would be served, and what is about to be written of it (None before the
+first step). A `SpeculatorsError` before the first step stops the run."""
+
+Arithmetic = Callable[[], contextlib.AbstractContextManager[Any]]
+"""Autocast of the run."""
 
 
 def certify_undisturbed(
-    certify: Certify,
-    drafter: Drafter[Any],
-    folder: Path | None,
-    arithmetic: contextlib.AbstractContextManager[Any],
-) -> None:
+    certify: Certify, drafter: Drafter[Any], content: Content | None, arithmetic: Arithmetic
+) -> Accompany:
     """Examine; module modes and every global random state are put back.
 
     Args:
         certify: what to do.
         drafter: the weights that would be saved.
-        folder: where they were written, or None.
-        arithmetic: autocast of the run.
+        content: what is about to be written of them, or None.
+        arithmetic: of the run.
     """
-    with untouched_rng(), inference(drafter), arithmetic:
-        certify(drafter, folder)
+    with untouched_rng(), inference(drafter), arithmetic():
+        return certify(drafter, content)
 
 
-def certify_start(
-    certify: Certify, weights: TrainedWeights, arithmetic: contextlib.AbstractContextManager[Any]
-) -> None:
+def certify_start(certify: Certify, weights: TrainedWeights, arithmetic: Arithmetic) -> None:
     """Examine before the first step; all ranks stop together.
 
     Args:
         certify: what to do; the main process does it.
         weights: of the drafter in training.
-        arithmetic: autocast of the run.
+        arithmetic: of the run.
 
     Raises:
         SpeculatorsError: what `certify` raised.

@@ -33,9 +33,13 @@ _SILENT = (
     "tracker.",
     "evaluation.",
     "doctor.",
+    "expected",
+    "expected.",
+    "training.compile",
     "training.profile_steps",
     "training.resume",
     "training.allow_changes",
+    "training.checkpoint_in_background",
     "training.name",
 )
 

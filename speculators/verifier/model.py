@@ -260,6 +260,18 @@ class VerifierModel:
         with self._alone():
             return self._logits(tokens, 1, cache, **inputs)[:, -1]
 
+    def batch_logits(
+        self, tokens: Int[Tensor, "row token"], cache: DynamicCache
+    ) -> Float[Tensor, "row token vocab"]:
+        """Run tokens of several sequences of one length after those in `cache`.
+
+        Args:
+            tokens: at the next positions of each sequence.
+            cache: from `new_cache`; grows by them.
+        """
+        with self._alone():
+            return self._logits(tokens, 0, cache)
+
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Switch gradients and autocast off, and keep other threads out.

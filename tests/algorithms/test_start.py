@@ -54,6 +54,16 @@ def test_a_verifier_without_query_norms_gets_a_gain_for_its_head_size() -> None:
     assert torch.equal(gain, torch.full((8,), 2.0))
 
 
+def test_the_norm_before_the_mlp_has_another_name_where_outputs_are_normed_too() -> None:
+    made = network()
+    sources = [layer(made, 1), layer(made, 2)]
+    for source in sources:
+        source["pre_feedforward_layernorm.weight"] = torch.rand(16)
+    copy_layers(made, sources, torch.ones(16))
+    copied = dict(made.named_parameters())["layers.1.post_attention_layernorm.weight"]
+    assert torch.equal(copied, sources[1]["pre_feedforward_layernorm.weight"])
+
+
 def test_other_shapes_are_refused() -> None:
     made = network()
     wrong = layer(made, 1)

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from speculators.algorithms.base import Drafter
+from speculators.conversion.folders import Content
 from speculators.conversion.integrity import WEIGHTS_FILE
 from speculators.errors import CheckpointError
+from speculators.training.certify import Accompany
 from speculators.training.checkpoint import rng_file
 from speculators.training.state import is_complete
 from training.toy import toy_config, toy_trainer
@@ -24,17 +26,19 @@ class Examiner:
     def __init__(self) -> None:
         self.places: list[str] = []
 
-    def __call__(self, drafter: Drafter[Any], folder: Path | None) -> None:
+    def __call__(self, drafter: Drafter[Any], content: Content | None) -> Accompany:
         assert not drafter.training
         assert not torch.is_grad_enabled()
         random.random()
         np.random.rand()
         torch.rand(3)
         drafter.train()
-        self.places.append("start" if folder is None else folder.name.partition(".tmp")[0])
-        if folder is not None:
-            assert (folder / WEIGHTS_FILE).exists()
-            (folder / "parity.json").write_text("{}")
+        self.places.append("start" if content is None else content.folder.name)
+        return self.accompany
+
+    def accompany(self, folder: Path) -> None:
+        assert (folder / WEIGHTS_FILE).exists()
+        (folder / "parity.json").write_text("{}")
 
 
 def run(folder: Path, **arguments: Any) -> None:
@@ -74,7 +78,7 @@ def test_a_run_that_goes_on_does_not_start_again(tmp_path: Path) -> None:
 
 
 def test_an_error_before_the_first_step_stops_the_run(tmp_path: Path) -> None:
-    def refuse(drafter: Drafter[Any], folder: Path | None) -> None:
+    def refuse(drafter: Drafter[Any], content: Content | None) -> Accompany:
         raise CheckpointError("doctor: no")
 
     with pytest.raises(CheckpointError, match=r"doctor: no"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -38,6 +39,7 @@ from speculators.data.types import PackedBatch
 from speculators.data.vocabulary import DraftVocabulary
 from speculators.modules.chunked_head import ChunkedLoss
 from speculators.modules.decoder import LayerSizes
+from speculators.modules.transfer import send
 from speculators.verifier.head import VerifierHead
 from speculators.verifier.spec import VerifierSpec
 
@@ -100,6 +102,10 @@ class DFlashDrafter(DFlashNetwork, Drafter[DFlashConfig]):
         """Tokens drafted per pass: the block without its anchor."""
         return self.config.block_size - 1
 
+    def set_num_draft_tokens(self, count: int) -> None:
+        """Draft another number of tokens, see `Drafter.set_num_draft_tokens`."""
+        self.config = replace(self.config, block_size=count + 1)
+
     def compute_loss(self, batch: PackedBatch, teacher: VerifierHead, step: StepContext) -> Output:
         """Train on blocks of one packed row, see `Drafter.compute_loss`.
 
@@ -152,7 +158,7 @@ class DFlashDrafter(DFlashNetwork, Drafter[DFlashConfig]):
             keep = torch.arange(len(chunk) * size).view(-1, size)[:, 1:].flatten()
             states = batch.aux[: layout.sequence_length]
             hidden = self._hidden(states, batch.input_ids, layout, keep)
-            newest = batch.input_ids[chunk.to(batch.input_ids.device)]
+            newest = batch.input_ids[send(chunk, batch.input_ids.device)]
             drafted.append(self.choose(hidden.view(len(chunk), size - 1, hidden.shape[1]), newest))
         return torch.cat(drafted)
 
@@ -234,7 +240,7 @@ class DFlashDrafter(DFlashNetwork, Drafter[DFlashConfig]):
             here.slot_positions(),
             self.encode(states, here.position_ids),
             attention,
-            keep.to(device, non_blocking=True),
+            send(keep, device),
         )
 
     def train_slots(
@@ -261,8 +267,8 @@ class DFlashDrafter(DFlashNetwork, Drafter[DFlashConfig]):
     def weighted(self, loss: ChunkedLoss, plan: SlotPlan) -> Output:
         """Sum the losses of slots with their weights, and count."""
         device, config = loss.loss.device, self.config
-        flat = plan.flat.to(device, non_blocking=True)
-        supervised = plan.supervised.to(device, non_blocking=True)
+        flat = send(plan.flat, device)
+        supervised = send(plan.supervised, device)
         known = labelled(plan, config, device)
         if config.position_weights is PositionWeights.dpace:
             ce, trained = (on_grid(v, flat, supervised) for v in (loss.terms["ce"], known))
@@ -278,4 +284,4 @@ class DFlashDrafter(DFlashNetwork, Drafter[DFlashConfig]):
         """Return how much each slot of a block counts, whatever its loss."""
         config = self.config
         gamma = config.loss_decay_gamma or 1.0
-        return slot_weights(config.position_weights, config.block_size, gamma).to(device)
+        return send(slot_weights(config.position_weights, config.block_size, gamma), device)

@@ -24,6 +24,7 @@ from speculators.data.types import PackedBatch
 from speculators.data.vocabulary import DraftVocabulary
 from speculators.modules.decoder import LayerSizes
 from speculators.modules.partition import top_tokens
+from speculators.modules.transfer import send
 from speculators.verifier.head import VerifierHead
 from speculators.verifier.spec import VerifierSpec
 
@@ -99,7 +100,7 @@ class DSparkDrafter(DFlashDrafter):
         """
         config, size = self.config, self.config.block_size
         before = layout.anchors[plan.flat // size] + plan.flat % size - 1
-        token = batch.input_ids[before.to(batch.input_ids.device)]
+        token = batch.input_ids[send(before, batch.input_ids.device)]
         wide = torch.cat([hidden, self.markov_head.embed(token).to(hidden.dtype)], -1)
         weights = config.loss.active()
         if self.confidence_head is not None:
@@ -117,7 +118,7 @@ class DSparkDrafter(DFlashDrafter):
         output = self.weighted(loss, plan)
         if self.confidence_head is None:
             return output
-        flat = plan.flat.to(hidden.device, non_blocking=True)
+        flat = send(plan.flat, hidden.device)
         of_confidence = nn.functional.binary_cross_entropy_with_logits(
             self.confidence_head(wide), (1 - loss.terms["tv"]).clamp(0, 1), reduction="none"
         )

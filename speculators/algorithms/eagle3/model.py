@@ -35,6 +35,7 @@ from speculators.data.types import PackedBatch
 from speculators.data.vocabulary import DraftVocabulary
 from speculators.modules.chunked_head import ChunkedLoss
 from speculators.modules.decoder import LayerSizes
+from speculators.modules.transfer import send
 from speculators.verifier.head import VerifierHead
 from speculators.verifier.spec import VerifierSpec
 
@@ -91,6 +92,15 @@ class Eagle3Drafter(Eagle3Network, Drafter[Eagle3Config]):
         """Tokens of one chain."""
         return self.config.num_draft_tokens
 
+    def set_num_draft_tokens(self, count: int) -> None:
+        """Draft another number of tokens, see `Drafter.set_num_draft_tokens`."""
+        self.config = replace(self.config, num_draft_tokens=count)
+
+    @property
+    def draft_passes(self) -> int:
+        """Every token of a chain is a pass of its own."""
+        return self.num_draft_tokens
+
     def compute_loss(self, batch: PackedBatch, teacher: VerifierHead, step: StepContext) -> Output:
         """Train chains from every possible start of one packed row, see `Drafter.compute_loss`.
 
@@ -110,7 +120,7 @@ class Eagle3Drafter(Eagle3Network, Drafter[Eagle3Config]):
         )
         states = noisy(batch.aux, config.input_noise if self.training else 0.0, step)
         hidden = self._chains(states, batch, layout, config.ttt_steps, config.ttt_tokens)
-        slots = plan.flat.to(hidden.device, non_blocking=True)
+        slots = send(plan.flat, hidden.device)
         steps = slots % (config.ttt_steps + 1) - 1
         chosen = hidden.flatten(0, 1)[slots // (config.ttt_steps + 1) * config.ttt_steps + steps]
         head = self.lm_head.weight
@@ -189,8 +199,8 @@ class Eagle3Drafter(Eagle3Network, Drafter[Eagle3Config]):
         """Return the input of the head at every step of a chain from each start."""
         device, length = states.device, layout.sequence_length
         base = replace(layout, anchors=(layout.anchors - 1).clamp(min=0))
-        rows = base.anchors.to(device, non_blocking=True)
-        positions = layout.position_ids.to(device, non_blocking=True)
+        rows = send(base.anchors, device)
+        positions = send(layout.position_ids, device)
         last = len(batch.input_ids) - 1
         after = torch.arange(1, length + 1, device=device).clamp(max=last)
         embeddings = self.embed(batch.input_ids[after])
@@ -229,8 +239,8 @@ class Eagle3Drafter(Eagle3Network, Drafter[Eagle3Config]):
 
     def _output(self, loss: ChunkedLoss, plan: SlotPlan, steps: Int[Tensor, "slot"]) -> Output:
         device = loss.loss.device
-        flat = plan.flat.to(device, non_blocking=True)
-        supervised = plan.supervised.to(device, non_blocking=True)
+        flat = send(plan.flat, device)
+        supervised = send(plan.supervised, device)
         right = on_grid(loss.correct, flat, supervised)
         known = labelled(plan, self.config, device)
         sums, counts = training_metrics(plan, supervised, right, loss.terms, known)

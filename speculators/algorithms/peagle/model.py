@@ -36,6 +36,7 @@ from speculators.config.schema import AttentionBackend
 from speculators.data.types import PackedBatch
 from speculators.data.vocabulary import DraftVocabulary
 from speculators.modules.decoder import LayerSizes
+from speculators.modules.transfer import send
 from speculators.verifier.head import VerifierHead
 from speculators.verifier.spec import VerifierSpec
 
@@ -81,6 +82,10 @@ class PEagleDrafter(PEagleNetwork, Drafter[PEagleConfig]):
         """Tokens of one block."""
         return self.config.num_draft_tokens
 
+    def set_num_draft_tokens(self, count: int) -> None:
+        """Draft another number of tokens, see `Drafter.set_num_draft_tokens`."""
+        self.config = replace(self.config, num_draft_tokens=count)
+
     def compute_loss(self, batch: PackedBatch, teacher: VerifierHead, step: StepContext) -> Output:
         """Train on blocks of one packed row, see `Drafter.compute_loss`."""
         config, row = self.config, HostRow.of(batch)
@@ -99,14 +104,14 @@ class PEagleDrafter(PEagleNetwork, Drafter[PEagleConfig]):
         )
         states = noisy(batch.aux, config.input_noise if self.training else 0.0, step)
         hidden = self._blocks(states, batch, layout)
-        flat = plan.flat.to(hidden.device, non_blocking=True)
+        flat = send(plan.flat, hidden.device)
         slots = flat % (size + 1) - 1
         chosen = hidden.flatten(0, 1)[flat // (size + 1) * size + slots]
         head = self.lm_head.weight
         loss = slot_losses(
             chosen, head, plan, batch, teacher, config, rows=self.verifier_rows(teacher)
         )
-        supervised = plan.supervised.to(hidden.device, non_blocking=True)
+        supervised = send(plan.supervised, hidden.device)
         right = on_grid(loss.correct, flat, supervised)
         known = labelled(plan, config, hidden.device)
         sums, counts = training_metrics(plan, supervised, right, loss.terms, known)

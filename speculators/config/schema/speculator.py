@@ -8,7 +8,7 @@ from enum import Enum
 
 from omegaconf import MISSING
 
-from speculators.config.schema.problem import Problem, at_least
+from speculators.config.schema.problem import Problem, at_least, positive
 
 
 class CeLabels(Enum):
@@ -119,9 +119,13 @@ class DraftLayersConfig(SpeculatorConfig):
     """null: the verifier's."""
     intermediate_size: int | None = None
     """MLP width; null: the verifier's."""
+    rope_theta: float | None = None
+    """Base of a plain rotary embedding of the drafter's own; null: the verifier's embedding, of
+    whatever kind drafters compute."""
 
     def problems(self) -> Iterator[Problem]:
         """Check the ranges."""
         yield from super().problems()
         yield from at_least(self, "input_noise", 0)
         yield from at_least(self, "sliding_window", 1)
+        yield from positive(self, "rope_theta")
