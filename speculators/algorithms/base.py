@@ -12,6 +12,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -29,6 +30,13 @@ from speculators.verifier.head import VerifierHead
 from speculators.verifier.spec import VerifierSpec
 
 ConfigT = TypeVar("ConfigT", bound=SpeculatorConfig)
+
+
+class TokenRows(Enum):
+    """Which tokens the rows of a weight stand for."""
+
+    vocab = "vocab"
+    draft = "draft"
 
 
 @dataclass(frozen=True)
@@ -260,6 +268,13 @@ class Drafter(nn.Module, ABC, Generic[ConfigT]):
             CheckpointError: a key the engine needs is missing.
         """
         return None
+
+    def token_rows(self) -> dict[str, TokenRows]:
+        """Name the trained weights with a row per token, of the verifier's or the draft vocabulary.
+
+        A start from a drafter of another verifier takes their rows over token by token.
+        """
+        return {}
 
     def step_cost(self, work: Workload) -> StepCost:
         """Return arithmetic and memory of forward and backward over one packed row.

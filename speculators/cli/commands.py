@@ -61,6 +61,7 @@ _DRAFTER = (
     "speculator.mask_token_id",
     "speculator.loss_decay_gamma",
     "speculator.from_pretrained",
+    "speculator.forecast_steps",
 )
 _LOOP = ("optimizer.lr", "training.max_steps", "training.epochs", "training.accumulation_steps")
 _DECODING = (

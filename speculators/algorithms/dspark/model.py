@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from speculators.algorithms.base import Output, Proposal
+from speculators.algorithms.base import Output, Proposal, TokenRows
 from speculators.algorithms.conventions import Conventions
 from speculators.algorithms.cost import StepCost, Workload
 from speculators.algorithms.dflash.cost import dflash_cost
@@ -157,6 +157,11 @@ class DSparkDrafter(DFlashDrafter):
         probabilities = [p.probabilities for p in parts if p.probabilities is not None]
         tokens = torch.cat([part.tokens for part in parts])
         return Proposal(tokens, torch.cat(probabilities) if probabilities else None)
+
+    def token_rows(self) -> dict[str, TokenRows]:
+        """Name the Markov head's two tables, see `Drafter.token_rows`."""
+        names = {"markov_w1": TokenRows.vocab, "markov_w2": TokenRows.draft}
+        return {f"markov_head.{name}.weight": rows for name, rows in names.items()}
 
     def serving_config(self) -> dict[str, Any]:
         """Return `config.json`; `dtype` is that of serving, the writer knows that of the file."""

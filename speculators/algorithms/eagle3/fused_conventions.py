@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from speculators.algorithms.conventions import Conventions, served_conventions, served_windows
-from speculators.algorithms.eagle3.fused_config import LayerType
+from speculators.algorithms.eagle3.fused_config import FusedLayersConfig, LayerType
+from speculators.algorithms.eagle3.network import FusedNetwork
 from speculators.algorithms.serving import need
 from speculators.attention.layout import MaskRule
-
-if TYPE_CHECKING:
-    from speculators.algorithms.eagle3.model import Eagle3Drafter
-    from speculators.algorithms.peagle.model import PEagleDrafter
 
 _THETA = {LayerType.llama.value: 10_000.0, LayerType.qwen3.value: 1_000_000.0}
 """What vLLM takes for a rotary embedding without `rope_theta`, by kind of layer."""
 
 
 def fused_conventions(
-    drafter: Eagle3Drafter | PEagleDrafter,
+    network: FusedNetwork,
+    config: FusedLayersConfig,
+    num_draft_tokens: int,
     *,
     mask_token_id: int | None = None,
     switches: Mapping[str, Any] | None = None,
@@ -27,17 +26,18 @@ def fused_conventions(
     """Return what a drafter computes with; all of its layers are causal.
 
     Args:
-        drafter: read as it is.
+        network: read as it is.
+        config: its settings.
+        num_draft_tokens: tokens of one proposal.
         mask_token_id: of slots to be filled.
         switches: those of the algorithm alone.
     """
-    config = drafter.config
     return Conventions(
         layer_ids=tuple(config.target_layer_ids or ()),
-        num_draft_tokens=drafter.num_draft_tokens,
-        rules=(MaskRule(drafter.rule.window, causal=True),) * len(drafter.layers),
-        rope=tuple(drafter.rope_frequencies.tolist()),
-        rms_norm_eps=drafter.norm.eps,
+        num_draft_tokens=num_draft_tokens,
+        rules=(MaskRule(config.sliding_window, causal=True),) * len(network.layers),
+        rope=tuple(network.rope_frequencies.tolist()),
+        rms_norm_eps=network.norm.eps,
         mask_token_id=mask_token_id,
         switches={
             "layer_type": (config.layer_type or LayerType.llama).value,

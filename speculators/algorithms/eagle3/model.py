@@ -133,7 +133,7 @@ class Eagle3Drafter(Eagle3Network, Drafter[Eagle3Config]):
         """Return what this drafter computes with, see `Drafter.conventions`."""
         config = self.config
         more = {"fc_norm": config.fc_norm, "norm_output": config.norm_output}
-        return fused_conventions(self, switches=more)
+        return fused_conventions(self, config, self.num_draft_tokens, switches=more)
 
     def step_cost(self, work: Workload) -> StepCost:
         """Count from sizes, see `Drafter.step_cost`."""

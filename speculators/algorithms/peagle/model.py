@@ -120,7 +120,9 @@ class PEagleDrafter(PEagleNetwork, Drafter[PEagleConfig]):
 
     def conventions(self) -> Conventions:
         """Return what this drafter computes with, see `Drafter.conventions`."""
-        return fused_conventions(self, mask_token_id=self.config.mask_token_id)
+        return fused_conventions(
+            self, self.config, self.num_draft_tokens, mask_token_id=self.config.mask_token_id
+        )
 
     def step_cost(self, work: Workload) -> StepCost:
         """Count from sizes, see `Drafter.step_cost`."""

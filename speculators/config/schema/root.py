@@ -95,6 +95,12 @@ class Config:
         yield from at_least(self, "seed", 0)
         yield from at_least(self, "num_threads", 1)
         yield from at_least(self, "show", 0)
+        if self.speculator.forecast_steps and self.launcher.starts_processes:
+            yield Problem(
+                "speculator.forecast_steps",
+                self.speculator.forecast_steps,
+                "short runs are made in one process: use launcher=single",
+            )
         if self.compare is not None and len(self.compare) < 2:
             yield Problem("compare", self.compare, "needs two results or more: compare=[A,B]")
         rewriting = self.data.regenerate
