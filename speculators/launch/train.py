@@ -27,6 +27,7 @@ from speculators.evaluation.summary import show_expected, show_result
 from speculators.hidden_states.types import HiddenStateSource
 from speculators.launch.circumstances import under_circumstances
 from speculators.launch.data_stage import prepare_data
+from speculators.launch.doctor_stage import attend
 from speculators.launch.drafter_stage import Built, build_drafter
 from speculators.launch.forecast_stage import MakeTrainer, forecast_start
 from speculators.launch.prompts_stage import ChosenPrompts, find_prompts
@@ -141,7 +142,7 @@ class _Training:
                 self.config.seed,
             )
             rows = self._loader(data.train, source, len(layer_ids), shuffle=True)
-            make = functools.partial(self._trainer, data, head, rows, validation)
+            make = functools.partial(self._trainer, data, source, head, rows, validation)
             trainer = make(self.config, drafter, self.folder)
             trainer.restore()
             # Not before it is clear that this is the run of the folder, or a new one.
@@ -164,6 +165,7 @@ class _Training:
     def _trainer(
         self,
         data: PreparedData,
+        source: HiddenStateSource,
         head: VerifierHead,
         rows: RowLoader,
         validation: Validation,
@@ -181,6 +183,11 @@ class _Training:
             run_dir=folder,
             validate=validation,
             tracker=open_tracker(config.tracker) if whole and self.ranks.is_main else None,
+            certify=(
+                attend(config, self.verifier, source, data, ranks=self.ranks, console=self.console)
+                if whole
+                else None
+            ),
             fingerprints={
                 "data": data.fingerprint,
                 "vocabulary": drafter.vocabulary.fingerprint,

@@ -36,6 +36,7 @@ _SILENT = (
     "show",
     "tracker.",
     "evaluation.",
+    "doctor.",
     "expected",
     "expected.",
     "training.compile",

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from speculators.algorithms.base import Output, Proposal, TokenRows
+from speculators.algorithms.conventions import Conventions
 from speculators.algorithms.cost import StepCost, Workload
 from speculators.algorithms.dflash.cost import dflash_cost
 from speculators.algorithms.dflash.model import DFlashDrafter
@@ -165,6 +166,11 @@ class DSparkDrafter(DFlashDrafter):
     def serving_config(self) -> dict[str, Any]:
         """Return `config.json`; `dtype` is that of serving, the writer knows that of the file."""
         return serving.serving_config(self.config, self.spec)
+
+    @classmethod
+    def served_conventions(cls, config: dict[str, Any]) -> Conventions:
+        """Return what vLLM makes of a `config.json`, see `Drafter.served_conventions`."""
+        return serving.engine_conventions(config)
 
     @classmethod
     def config_from_serving(cls, config: dict[str, Any]) -> DSparkConfig:
