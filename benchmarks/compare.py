@@ -122,7 +122,7 @@ def measure(folders: Sequence[Path], rounds: int) -> list[dict[str, Any]]:
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Return two Markdown tables: the numbers, and acceptance by position."""
     columns: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
-        ("", lambda r: f"{r['speculator']}, {r['num_layers']} layers"),
+        ("", lambda r: f"{r['speculator']}, layers: {r['num_layers']}"),
         ("drafted", lambda r: str(r["num_draft_tokens"])),
         ("trained weights", lambda r: f"{r['trained_weights']:,}"),
         ("tau (95 %)", lambda r: "{:.2f} ({:.2f} to {:.2f})".format(
