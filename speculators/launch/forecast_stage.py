@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,30 +12,44 @@ from typing import Any
 import torch
 
 from speculators.algorithms.base import Drafter
-from speculators.config.schema import Config, ScheduleName
+from speculators.config.schema import Config, ScheduleName, StopWhenConfig
 from speculators.evaluation.inference import inference
+from speculators.training.forecast import Forecast, forecast
 from speculators.training.step import autocast
 from speculators.training.trainer import Trainer
 from speculators.training.validation import Validate
 
-_POINTS = 4
+_POINTS = 5
 
 MakeTrainer = Callable[[Config, Drafter[Any], Path], Trainer]
 
 
 @dataclass(frozen=True)
-class Forecast:
+class StartForecast:
     """Acceptance lengths of the walk on validation rows, by steps trained.
 
     Attributes:
         steps: where they were measured; 0 is before the first step.
         started: from the configured start.
         random: from random weights.
+        last_step: steps of the whole run.
+        longest: acceptance length that cannot be exceeded.
     """
 
     steps: list[int]
     started: list[float]
     random: list[float]
+    last_step: int
+    longest: float
+
+    def expected(self, values: Sequence[float]) -> Forecast | None:
+        """Return what a start is heading for at the end of the whole run, where that can be told.
+
+        Args:
+            values: `started` or `random`.
+        """
+        curve = list(zip(self.steps, values, strict=True))[1:]
+        return forecast(curve, self.last_step, self.longest)
 
     @property
     def gain(self) -> float:
@@ -61,6 +75,13 @@ class Forecast:
             if saved is None
             else f"a random start comes to {self.started[0]:.2f} in {saved} steps"
         )
+        ends = [self.expected(values) for values in (self.started, self.random)]
+        if None not in ends:
+            told = [f"{end.value:.2f} ({end.low:.2f} to {end.high:.2f})" for end in ends if end]
+            yield (
+                f"  expected after {self.last_step} steps: {told[0]} as configured, {told[1]} at "
+                "random"
+            )
         verdict = f"this start is ahead by {self.gain:.2f}"
         if self.gain <= 0:
             verdict = f"this start is behind by {-self.gain:.2f}: start at random instead"
@@ -68,16 +89,23 @@ class Forecast:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
-        return {**asdict(self), "gain": self.gain, "steps_saved": self.steps_saved}
+        ends = {"started": self.expected(self.started), "random": self.expected(self.random)}
+        return {
+            **asdict(self),
+            "gain": self.gain,
+            "steps_saved": self.steps_saved,
+            "expected": {name: end and end.to_dict() for name, end in ends.items()},
+        }
 
 
-def forecast(
+def forecast_start(
     config: Config,
     drafter: Drafter[Any],
     fresh: Callable[[], Drafter[Any]],
     measure: Validate,
     trainer: MakeTrainer,
-) -> Forecast:
+    last_step: int,
+) -> StartForecast:
     """Train both starts for `speculator.forecast_steps` steps; the drafter is as before afterwards.
 
     Args:
@@ -86,6 +114,7 @@ def forecast(
         fresh: builds the same drafter with random weights.
         measure: validation of a drafter.
         trainer: makes the trainer of a configuration, a drafter and a run directory.
+        last_step: steps of the whole run.
     """
     short = _short(config)
     kept = {name: p.detach().clone() for name, p in drafter.trainable_parameters().items()}
@@ -94,7 +123,9 @@ def forecast(
         for name, parameter in drafter.trainable_parameters().items():
             parameter.copy_(kept[name])
             parameter.grad = None
-    return Forecast(list(curves[0]), list(curves[0].values()), list(curves[1].values()))
+    started, random = (list(curve.values()) for curve in curves)
+    longest = drafter.num_draft_tokens + 1.0
+    return StartForecast(list(curves[0]), started, random, last_step, longest)
 
 
 def _short(config: Config) -> Config:
@@ -106,6 +137,7 @@ def _short(config: Config) -> Config:
         validate_every_steps=max(1, steps // _POINTS),
         checkpoint_every_steps=None,
         profile_steps=None,
+        stop_when=StopWhenConfig(),
     )
     return replace(config, training=training, schedule=schedule)
 

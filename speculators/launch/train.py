@@ -29,7 +29,7 @@ from speculators.launch.circumstances import under_circumstances
 from speculators.launch.data_stage import prepare_data
 from speculators.launch.doctor_stage import attend
 from speculators.launch.drafter_stage import Built, build_drafter
-from speculators.launch.forecast_stage import MakeTrainer, forecast
+from speculators.launch.forecast_stage import MakeTrainer, forecast_start
 from speculators.launch.prompts_stage import ChosenPrompts, find_prompts
 from speculators.launch.provenance import write_provenance
 from speculators.launch.result import summarise, write_json
@@ -42,6 +42,7 @@ from speculators.training.checkpoint import CheckpointFolder
 from speculators.training.profile import watched_steps
 from speculators.training.ranks import Ranks
 from speculators.training.result import TrainResult
+from speculators.training.schedule import count_steps
 from speculators.training.step import uses_bfloat16
 from speculators.training.trackers import open_tracker
 from speculators.training.trainer import Trainer
@@ -148,7 +149,7 @@ class _Training:
             if self.ranks.is_main:
                 write_provenance(self.folder, self.config, argv)
                 write_json(self.folder / "data_report.json", data.report.to_dict())
-                self._note_start(built, validation, make)
+                self._note_start(built, validation, make, rows)
             with watched_steps(
                 self.config.training.profile_steps if self.ranks.is_main else None,
                 drafter,
@@ -198,14 +199,17 @@ class _Training:
             ranks=self.ranks,
         )
 
-    def _note_start(self, built: Built, validation: Validation, make: MakeTrainer) -> None:
+    def _note_start(
+        self, built: Built, validation: Validation, make: MakeTrainer, rows: RowLoader
+    ) -> None:
         """Write what the drafter came from and, before a first step, what that is worth."""
         if built.transplant is not None:
             write_json(self.folder / "transplant.json", built.transplant.to_dict())
         saved = CheckpointFolder(self.folder / "checkpoints", keep_last=None).newest()
         if saved is not None or not self.config.speculator.forecast_steps:
             return
-        found = forecast(self.config, built.drafter, built.fresh, validation, make)
+        last = count_steps(rows.rows_in_epoch, self.config.training)
+        found = forecast_start(self.config, built.drafter, built.fresh, validation, make, last)
         write_json(self.folder / "forecast.json", found.to_dict())
         for line in found.lines():
             self.console.print(line, soft_wrap=True)

@@ -24,6 +24,7 @@ from speculators.errors import CheckpointError, ConfigError
 from speculators.launch import train
 from speculators.launch.data_stage import prepare_data
 from speculators.launch.drafter_stage import Built, build_drafter
+from speculators.launch.forecast_stage import StartForecast
 from speculators.launch.target_layers import target_layer_ids
 from speculators.launch.verifier_stage import Verifier
 
@@ -173,13 +174,38 @@ def test_a_run_writes_what_it_came_from_and_what_that_is_worth(
         written = json.loads((folder / name / "transplant.json").read_text())
         assert written["target_layer_ids"] == [[1, 3, 5], [2, 6, 10]]
     found = json.loads((folder / "forecast" / "forecast.json").read_text())
-    assert found["steps"] == [0, 1, 2]
+    assert (found["steps"], found["last_step"], found["longest"]) == ([0, 1, 2], 4, 8.0)
+    assert found["expected"] == {"started": None, "random": None}  # two validations tell nothing
     assert len(found["started"]) == len(found["random"]) == 3
     assert found["gain"] == found["started"][-1] - found["random"][-1]
     metrics = [(folder / name / "metrics.jsonl").read_bytes() for name in ("plain", "forecast")]
     assert metrics[0] == metrics[1]  # the short runs leave no trace in the long one
     again = train.run(configured(folder, "forecast", *start, "speculator.forecast_steps=2"))
     assert again["steps"] == 4
+
+
+def test_what_a_short_run_says_of_the_long_one() -> None:
+    steps = [0, 10, 20, 30, 40, 50]
+    curves = [
+        [1.5, *(3 - 5 * s**-0.5 for s in steps[1:])],
+        [1.0, *(3 - 6 * s**-0.5 for s in steps[1:])],
+    ]
+    found = StartForecast(steps, *curves, last_step=400, longest=8.0)
+    assert found.steps_saved == 20
+    assert found.gain == pytest.approx(50**-0.5)
+    started, random = (found.expected(curve) for curve in curves)
+    assert started is not None
+    assert random is not None
+    assert started.low <= 3 - 5 * 400**-0.5 <= started.high
+    assert random.value < started.value
+    lines = list(found.lines())
+    assert lines[-1] == "  a random start comes to 1.50 in 20 steps; this start is ahead by 0.14"
+    assert lines[3].startswith("  expected after 400 steps: ")
+    behind = StartForecast([0, 5], [1.2, 1.3], [1.0, 1.4], last_step=9, longest=8.0)
+    assert list(behind.lines())[-1] == (
+        "  a random start comes to 1.20 in 5 steps; this start is behind by 0.10: start at random "
+        "instead"
+    )
 
 
 @pytest.mark.slow
