@@ -174,7 +174,8 @@ def test_an_interrupt_leaves_nothing_behind(serve, open_source, tmp_path):
 
     def train() -> None:
         next(stream)
-        timer = after(0.1, lambda: signal.pthread_kill(main, signal.SIGINT))
+        timer = threading.Timer(0.1, lambda: signal.pthread_kill(main, signal.SIGINT))
+        timer.start()
         try:
             for _ in stream:
                 time.sleep(0.01)
