@@ -12,7 +12,7 @@ BUILT_VLLM := $(VLLM)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-vllm check format setup clean
+.PHONY: help demo test test-slow test-notebooks test-vllm check docs format setup clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -27,6 +27,9 @@ test: $(VENV)/.installed-dev  ## the default tests: no network, no GPU
 test-slow: $(VENV)/.installed-dev  ## the tests that take longer than 10 seconds each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
 
+test-notebooks: $(VENV)/.installed-docs  ## every notebook, from top to bottom
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m notebook tests/test_notebooks.py
+
 test-vllm: $(VENV)/.installed-dev | $(BUILT_VLLM)  ## the tests against a real vLLM, which is built first
 	OMP_NUM_THREADS=1 VLLM=$(VLLM) $(BIN)/python -m pytest -m vllm tests/vllm
 
@@ -35,6 +38,10 @@ check: $(VENV)/.installed-dev  ## format, lint, types, layers
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/python -m pytest -q tests/test_layers.py
+
+docs: $(VENV)/.installed-docs  ## the documentation site, strictly, into outputs/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "outputs/site/index.html"
 
 format: $(VENV)/.installed-dev  ## format and mend what can be mended
 	$(BIN)/ruff format .
@@ -55,6 +62,10 @@ $(VENV)/.installed: pyproject.toml
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --editable '.[docs,notebooks]'
 	touch $@
 
 $(VLLM_VENV)/bin/vllm:

@@ -54,6 +54,20 @@ class CheckpointError(SpeculatorsError):
     exit_code = 5
 
 
+class SweepError(SpeculatorsError):
+    """Some runs of a sweep failed; the others have finished.
+
+    Args:
+        problems: one line per run that failed: its name and why.
+    """
+
+    exit_code = 7
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
 class LaunchError(SpeculatorsError):
     """Processes, devices or servers that could not be started."""
 

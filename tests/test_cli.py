@@ -96,8 +96,13 @@ def test_a_multirun_has_a_folder_per_job(tmp_path: Path) -> None:
     done = run(STAGE, "--multirun", "speculator.block_size=4,8", "seed=1,2", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     (sweep,) = (tmp_path / "outputs" / "multirun").iterdir()
-    seen = {folder.name: (folder / "seen.txt").read_text() for folder in sweep.glob("[0-9]")}
-    assert seen == {"0": "4 1", "1": "4 2", "2": "8 1", "3": "8 2"}
+    seen = {path.parent.name: path.read_text() for path in sweep.glob("*/seen.txt")}
+    assert {name.rpartition("_")[0]: text for name, text in seen.items()} == {
+        "block_size-4_seed-1": "4 1",
+        "block_size-4_seed-2": "4 2",
+        "block_size-8_seed-1": "8 1",
+        "block_size-8_seed-2": "8 2",
+    }
 
 
 def test_an_error_of_a_stage_is_one_line(tmp_path: Path) -> None:

@@ -19,9 +19,10 @@ LAYERS = (
     {"attention", "data", "hidden_states", "modules", "verifier"},
     {"algorithms"},
     {"conversion", "evaluation", "training"},
-    {"doctor", "launch", "plan"},
-    {"cli", "testing"},
+    {"doctor", "launch", "plan", "sweep"},
+    {"cli"},
     {"api"},
+    {"testing"},
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
@@ -34,7 +35,7 @@ ALLOWED = {
     "aiohttp": ("hidden_states.online", "testing"),
     "vllm": (),
 }
-TORCH_FREE = ("errors", "config", "cli", "launch.provenance")
+TORCH_FREE = ("errors", "config", "cli", "data.turns", "launch.provenance", "sweep.records")
 IMPORTED_ON_USE = ("wandb",)
 
 MAX_LINES = 450
@@ -207,7 +208,9 @@ def test_no_circles() -> None:
     def visit(module: str, path: tuple[str, ...]) -> None:
         assert module not in path, " -> ".join((*path, module))
         if module not in done:
-            for target in sorted(own_imports(module, when_run=True)):
+            # Among algorithms not even a type points back.
+            when_run = not below(module, ("algorithms",))
+            for target in sorted(own_imports(module, when_run=when_run)):
                 visit(target, (*path, module))
             done.add(module)
 

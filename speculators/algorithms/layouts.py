@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from speculators.config.schema import DraftLayersConfig
 from speculators.errors import CheckpointError
-from speculators.modules.rotary import rope_problem, serving_rope
+from speculators.modules.rotary import plain_theta, rope_problem, serving_rope
 from speculators.verifier.spec import VerifierSpec
 
 ConfigT = TypeVar("ConfigT", bound=DraftLayersConfig)
@@ -179,8 +179,10 @@ def read_flat(
         "head_dim": flat.take("head_dim", spec.hidden_size // heads),
         "intermediate_size": flat.need("intermediate_size"),
     }
+    rope = _rope(flat, rope_theta)
+    settings["rope_theta"] = plain_theta(rope)
     own = {
-        "rope_parameters": _rope(flat, rope_theta),
+        "rope_parameters": rope,
         "rms_norm_eps": flat.need("rms_norm_eps"),
         "max_position_embeddings": flat.need("max_position_embeddings"),
     }

@@ -18,6 +18,7 @@ from speculators.data.types import PackedBatch
 from speculators.modules.chunked_head import ChunkedLoss, Teacher, chunked_head_loss
 from speculators.modules.divergences import needs_verifier
 from speculators.modules.partition import top_tokens
+from speculators.modules.transfer import send
 from speculators.verifier.head import VerifierHead
 
 
@@ -50,16 +51,16 @@ def slot_losses(
         weights: factor of each term; None: as configured.
     """
     weights = config.loss.active() if weights is None else weights
-    targets = plan.labels.to(hidden.device, non_blocking=True)
+    targets = send(plan.labels, hidden.device)
     opinion, labels = None, targets
     against_verifier = "ce" in weights and config.ce_labels is CeLabels.verifier
     if needs_verifier(weights) or against_verifier:
         with torch.no_grad():
-            states = teacher.normed(batch.last[plan.bases.to(batch.last.device)])
+            states = teacher.normed(batch.last[send(plan.bases, batch.last.device)])
         opinion = Teacher(states, rows, plan.index, teacher.spec.logit_softcap)
     if against_verifier and opinion is not None:
         states = opinion.states.to(opinion.head.dtype)
-        labels = top_tokens(states, opinion.head)[plan.index.to(hidden.device)]
+        labels = top_tokens(states, opinion.head)[send(plan.index, hidden.device)]
     return chunked_head_loss(hidden, head, weights, labels=labels, targets=targets, teacher=opinion)
 
 
@@ -67,7 +68,7 @@ def labelled(
     plan: SlotPlan, config: DraftLayersConfig, device: torch.device
 ) -> Bool[Tensor, "slot"]:
     """Mark the slots of a plan that have a label for `ce`."""
-    found = (plan.labels >= 0).to(device, non_blocking=True)
+    found = send(plan.labels >= 0, device)
     return torch.ones_like(found) if config.ce_labels is CeLabels.verifier else found
 
 

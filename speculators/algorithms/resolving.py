@@ -10,7 +10,7 @@ from speculators.config.schema import DraftLayersConfig
 from speculators.config.schema.problem import Problem
 from speculators.config.wording import line
 from speculators.errors import ConfigError
-from speculators.modules.rotary import rope_problem
+from speculators.modules.rotary import plain_rope, plain_theta, rope_problem
 from speculators.verifier.layers import check_layer_ids
 from speculators.verifier.spec import VerifierSpec
 
@@ -25,9 +25,21 @@ def fill(config: ConfigT, spec: VerifierSpec, **defaults: Any) -> ConfigT:
         "num_key_value_heads": spec.num_key_value_heads,
         "head_dim": spec.head_dim,
         "intermediate_size": spec.intermediate_size,
+        "rope_theta": plain_theta(spec.rope_parameters),
         **defaults,
     }
     return replace(config, **{n: v for n, v in values.items() if getattr(config, n) is None})
+
+
+def with_own_rope(config: DraftLayersConfig, spec: VerifierSpec) -> VerifierSpec:
+    """Return the verifier as a drafter sees it: with the rotary embedding of the draft layers.
+
+    A drafter's positions matter to its own attention alone, so a verifier whose embedding drafters
+    do not compute (stretched, partial) can have a drafter with a plain one.
+    """
+    if config.rope_theta is None:
+        return spec
+    return replace(spec, rope_parameters=plain_rope(config.rope_theta))
 
 
 def refuse(config: ConfigT, spec: VerifierSpec, more: Iterable[Problem] = ()) -> ConfigT:
@@ -43,8 +55,12 @@ def refuse(config: ConfigT, spec: VerifierSpec, more: Iterable[Problem] = ()) ->
     """
     found = [*_problems(config, spec), *more]
     problems = [line(f"speculator.{p.field}", p.value, p.message) for p in found]
-    if rope := rope_problem(spec.rope_parameters):
-        problems.append(f"verifier.name_or_path={spec.name_or_path}: {rope}")
+    rope = rope_problem(spec.rope_parameters)
+    if rope is not None and config.rope_theta is None:
+        problems.append(
+            f"verifier.name_or_path={spec.name_or_path}: {rope}; a drafter can have a plain one of "
+            "its own: give speculator.rope_theta, for example 1000000"
+        )
     if problems:
         raise ConfigError(problems)
     return config

@@ -12,7 +12,7 @@ from typing import Any
 
 from speculators.config.schema import DraftLayersConfig, LossWeights
 from speculators.errors import CheckpointError
-from speculators.modules.rotary import rope_problem, serving_rope
+from speculators.modules.rotary import plain_theta, rope_problem, serving_rope
 from speculators.verifier.spec import VerifierSpec
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -115,7 +115,8 @@ def read_common(serving: Mapping[str, Any], name: str) -> dict[str, Any]:
     if kind != name:
         raise CheckpointError(f"config.json: speculators_model_type={kind}: must be {name}")
     layer = need(serving, "transformer_layer_config")
-    if problem := rope_problem(need(layer, "transformer_layer_config.rope_parameters")):
+    rope = need(layer, "transformer_layer_config.rope_parameters")
+    if problem := rope_problem(rope):
         raise CheckpointError(f"config.json: transformer_layer_config.rope_parameters: {problem}")
     vocab_size = need(layer, "transformer_layer_config.vocab_size")
     sizes = ("num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size")
@@ -123,6 +124,7 @@ def read_common(serving: Mapping[str, Any], name: str) -> dict[str, Any]:
         "num_layers": need(layer, "transformer_layer_config.num_hidden_layers"),
         "draft_vocab_size": serving.get("draft_vocab_size") or vocab_size,
         **{size: need(layer, f"transformer_layer_config.{size}") for size in sizes},
+        "rope_theta": plain_theta(rope),
     }
 
 

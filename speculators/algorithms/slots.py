@@ -9,26 +9,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from speculators.attention.layout import BlockLayout
-from speculators.data.types import PackedBatch
-
-
-@dataclass(frozen=True)
-class HostRow:
-    """The integers of a packed row, on the host."""
-
-    input_ids: Int[Tensor, "sequence"]
-    loss_mask: Bool[Tensor, "sequence"]
-    document_ids: Int[Tensor, "sequence"]
-    position_ids: Int[Tensor, "sequence"]
-
-    @classmethod
-    def of(cls, batch: PackedBatch) -> HostRow:
-        """Copy them; the only wait for the device in a training forward."""
-        integers = (batch.input_ids, batch.loss_mask, batch.document_ids, batch.position_ids)
-        if batch.input_ids.device.type == "cpu":
-            return cls(*integers)
-        host = torch.stack([t.to(torch.int64) for t in integers]).cpu()
-        return cls(host[0], host[1].bool(), host[2], host[3])
+from speculators.data.types import HostRow
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,9 @@ def copy_layer(index: int, target: nn.Module, source: Mapping[str, Tensor]) -> N
     """
     for name, parameter in target.named_parameters():
         value = source.get(name)
+        if name == "post_attention_layernorm.weight":
+            # Families that norm outputs too (Gemma) have another name for the norm before the MLP.
+            value = source.get("pre_feedforward_layernorm.weight", value)
         if value is None and name.endswith(("q_norm.weight", "k_norm.weight")):
             # The verifier does not norm queries and keys. Unit vectors of a short head give flat
             # attention; this gain makes them as sharp as those of a head of 128.

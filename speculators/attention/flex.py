@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from speculators.modules.compiling import compile_counted
 from speculators.modules.parts import part
 
 _MOST_SHAPES = 128
@@ -52,7 +53,7 @@ def _kernel(device_type: str) -> Callable[..., Tensor]:
         # Numbers of blocks, steps of chains and passes without gradient multiply.
         dynamo: Any = importlib.import_module("torch._dynamo.config")
         dynamo.recompile_limit = max(dynamo.recompile_limit, _MOST_SHAPES)
-        return torch.compile(flex_attention, dynamic=False)
+        return compile_counted(flex_attention, dynamic=False)
     return _eager
 
 

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from speculators.modules.transfer import send
+
 _NO_DOCUMENT = -2
 
 
@@ -122,7 +124,7 @@ class BlockLayout:
         """Return the layout with every tensor on `device`."""
         return replace(
             self,
-            anchors=self.anchors.to(device, non_blocking=True),
-            document_ids=self.document_ids.to(device, non_blocking=True),
-            position_ids=self.position_ids.to(device, non_blocking=True),
+            anchors=send(self.anchors, device),
+            document_ids=send(self.document_ids, device),
+            position_ids=send(self.position_ids, device),
         )

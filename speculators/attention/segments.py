@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from speculators.attention.layout import BlockLayout, MaskRule
+from speculators.modules.transfer import send
 
 _MAX_SPAN_TOKENS = 64
 _MAX_SLOTS = 512
@@ -116,7 +117,7 @@ def _segment(i: int, j: int, first: Tensor, end: Tensor, device: torch.device | 
     all_until = max(int(end.min()), low)
     ragged = [(low, all_from), (all_until, high)] if all_from < all_until else [(low, high)]
     edges = tuple(
-        Edge(a - low, b - low, _bias(first, end, a, b).to(device)) for a, b in ragged if a < b
+        Edge(a - low, b - low, send(_bias(first, end, a, b), device)) for a, b in ragged if a < b
     )
     return Segment(i, j, low, high, edges)
 
@@ -134,7 +135,7 @@ def _own_bias(
     first, end = layout.slot_bounds(rule)
     key = torch.arange(layout.block_size)
     visible = (key >= first[:, None].cpu()) & (key < end[:, None].cpu())
-    return None if bool(visible.all()) else _as_bias(visible).to(device)
+    return None if bool(visible.all()) else send(_as_bias(visible), device)
 
 
 def _as_bias(visible: Bool[Tensor, "..."]) -> Float[Tensor, "..."]:

@@ -15,6 +15,7 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from speculators.attention.layout import BlockLayout, MaskRule
 from speculators.attention.masks import MaskMod, anchored_block_mask
+from speculators.modules.transfer import send
 
 TILE = 128
 
@@ -37,10 +38,10 @@ def block_mask(
     partial_count, partial_tiles = _ordered(partial)
     full_count, full_tiles = _ordered(full)
     return BlockMask.from_kv_blocks(
-        partial_count.to(device, non_blocking=True),
-        partial_tiles.to(device, non_blocking=True),
-        full_count.to(device, non_blocking=True),
-        full_tiles.to(device, non_blocking=True),
+        send(partial_count, device),
+        send(partial_tiles, device),
+        send(full_count, device),
+        send(full_tiles, device),
         BLOCK_SIZE=TILE,
         mask_mod=mask_mod or anchored_block_mask(layout.to(device), rule),
         seq_lengths=(layout.num_queries, layout.sequence_length + layout.num_slots),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +19,14 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 
 from speculators.cli.commands import Command
+from speculators.cli.sweep import StopSweep, SweepFolder, attempt, conclude_sweep
 from speculators.config.checking import check
 from speculators.config.composition import VERSION_BASE, Request
 from speculators.config.folder import config_folder
 from speculators.config.loading import one_line, to_config
 from speculators.config.registry import register
-from speculators.errors import ConfigError, LaunchError, SpeculatorsError
-
-OBJECTIVE = "acceptance_length"
-"""What a sweeper maximises, of the mapping a stage returns."""
+from speculators.config.schema import SweepConfig
+from speculators.errors import ConfigError, LaunchError, SpeculatorsError, SweepError
 
 
 @dataclass
@@ -35,26 +36,40 @@ class Task:
     Attributes:
         command: the stage.
         argv: the command line, for the record.
-        error: what stopped a single run; in a multirun Hydra has to see it itself.
+        start: names this start among all starts of a sweep.
+        error: what stopped a single run.
     """
 
     command: Command
     argv: tuple[str, ...]
+    start: str = field(default_factory=lambda: uuid.uuid4().hex)
     error: SpeculatorsError | None = None
 
     def __call__(self, composed: Any) -> Any:
         """Run the stage on a composed configuration and return its objective."""
         state = HydraConfig.get()
+        folder = state.runtime.output_dir
+        if state.mode is RunMode.MULTIRUN:
+            objective = SweepConfig(composed.sweep.objective).compared_by.value
+            return attempt(
+                composed, state, objective, self.start, lambda: self._stage(composed, folder)
+            )
         try:
-            config = to_config(composed, output_dir=state.runtime.output_dir)
-            result = self.command.run(config, self.argv)
+            return self._stage(composed, folder)
         except SpeculatorsError as error:
-            _leave_nothing(Path(state.runtime.output_dir))
-            if state.mode is RunMode.MULTIRUN:
-                raise
+            _leave_nothing(Path(folder))
             self.error = error
             return None
-        return result.get(OBJECTIVE) if isinstance(result, Mapping) else result
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        """Arrive in the process of a launcher, where Hydra knows nothing of us yet."""
+        self.__dict__.update(state)
+        register()
+
+    def _stage(self, composed: Any, folder: str) -> Any:
+        config = to_config(composed, output_dir=folder)
+        spread = self.command.spread_module if config.launcher.starts_processes else None
+        return importlib.import_module(spread or self.command.module).run(config, self.argv)
 
 
 def _leave_nothing(run_dir: Path) -> None:
@@ -86,15 +101,40 @@ def start(command: Command, arguments: Sequence[str], passed_on: Sequence[str] =
     _check(command, arguments)
     task = Task(command, ("speculators", command.name, *arguments, *passed_on))
     application = hydra.main(str(config_folder()), command.name, VERSION_BASE)(task)
-    program, sys.argv = sys.argv, [sys.argv[0], *arguments]
-    try:
-        application()
-    except HydraException as error:
-        raise ConfigError(one_line(error)) from error
-    finally:
-        sys.argv = program
+    SweepFolder.path = None
+    with _arguments(arguments):
+        try:
+            application()
+        except StopSweep as stopped:
+            task.error = stopped.error
+        except HydraException as error:
+            raise ConfigError(one_line(error)) from error
+        except Exception as error:
+            # A sweeper, or a launcher, that gives up because runs failed: they say why.
+            _conclude(task, cause=error)
+            raise
+    _conclude(task)
     if task.error is not None:
         raise task.error
+
+
+def _conclude(task: Task, cause: Exception | None = None) -> None:
+    """Let a multirun end with its leaderboard; a stop weighs more than runs that failed."""
+    try:
+        conclude_sweep(task.start)
+    except SweepError as error:
+        if task.error is None:
+            raise error from cause
+
+
+@contextlib.contextmanager
+def _arguments(arguments: Sequence[str]) -> Iterator[None]:
+    """Let Hydra find our arguments where it looks for them."""
+    program, sys.argv = sys.argv, [sys.argv[0], *arguments]
+    try:
+        yield
+    finally:
+        sys.argv = program
 
 
 def _check(command: Command, arguments: Sequence[str]) -> None:
@@ -109,4 +149,4 @@ def _check(command: Command, arguments: Sequence[str]) -> None:
         config_dir=flags.config_dir,
         multirun=flags.multirun,
     )
-    check(request, needs=command.needs, values=flags.cfg is None)
+    check(request, needs=command.needs, values=flags.cfg is None, decodes=command.decodes)

@@ -26,6 +26,7 @@ class Command:
         spread_module: what runs in its place when `launcher` starts processes of their own.
         needs: keys without which it cannot run; of `a|b|c`, one is enough.
         passes_on: what stands after `--` goes to another program.
+        decodes: at its end, where `evaluation` and the hidden states allow it.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Command:
     spread_module: str | None = None
     needs: tuple[str, ...] = ()
     passes_on: bool = False
+    decodes: bool = False
 
     def run(self, config: Config, argv: Sequence[str] = ()) -> Any:
         """Run the stage in this process, or spread as `config.launcher` says.
@@ -59,6 +61,7 @@ _DRAFTER = (
     "speculator.mask_token_id",
     "speculator.loss_decay_gamma",
     "speculator.from_pretrained",
+    "speculator.forecast_steps",
 )
 _LOOP = ("optimizer.lr", "training.max_steps", "training.epochs", "training.accumulation_steps")
 _DECODING = (
@@ -68,6 +71,7 @@ _DECODING = (
     "evaluation.temperature",
 )
 _RUN = ("seed", "device", "num_threads", "output_dir", "cache_dir")
+_SWEEP = ("sweep.objective",)
 _MASKING = (
     "data.truncation",
     "data.multi_turn",
@@ -92,9 +96,10 @@ _TRAIN = Command(
     "train",
     "speculators.launch.train",
     "everything that is still missing, then training, evaluation and a report",
-    (*_DATA, *_ROWS, *_DRAFTER, "hidden_states.endpoints", *_LOOP, *_DECODING, *_RUN),
+    (*_DATA, *_ROWS, *_DRAFTER, "hidden_states.endpoints", *_LOOP, *_DECODING, *_RUN, *_SWEEP),
     spread_module="speculators.launch.processes",
     needs=(_SOURCE,),
+    decodes=True,
 )
 _PREPARE = Command(
     "prepare",
@@ -107,8 +112,8 @@ _EVALUATE = Command(
     "evaluate",
     "speculators.launch.evaluate",
     "lossless speculative decoding with a drafter, against plain decoding",
-    ("checkpoint", *_DECODING, "evaluation.sampling", "evaluation.endpoint", *_RUN),
-    needs=("checkpoint", f"evaluation.prompts|{_SOURCE}"),
+    ("checkpoint", *_DECODING, "evaluation.sampling", "evaluation.endpoint", "compare", *_RUN),
+    needs=("checkpoint|compare", f"evaluation.prompts|{_SOURCE}"),
 )
 _SERVER = (
     "serve.command",
@@ -164,6 +169,26 @@ _PLAN = Command(
     ),
 )
 
-_ALL = (_TRAIN, _PREPARE, _PLAN, _SERVE, _EXTRACT, _EVALUATE, _CONVERT)
+_DOCTOR = Command(
+    "doctor",
+    "speculators.doctor.command",
+    "proves that training, checkpoint and engine compute the same; explains low acceptance",
+    (
+        *("checkpoint", "run", "doctor.endpoint", "doctor.tests", "doctor.num_samples"),
+        *("doctor.num_prompts", "doctor.num_tokens"),
+        *("doctor.max_new_tokens", "evaluation.prompts", "verifier.template", "device"),
+    ),
+    needs=("checkpoint|run",),
+)
+
+_LEADERBOARD = Command(
+    "leaderboard",
+    "speculators.sweep.command",
+    "who leads in a sweep: runs grouped over seeds, as a table and a plot",
+    ("sweep.dir", "sweep.objective"),
+    needs=("sweep.dir",),
+)
+
+_ALL = (_TRAIN, _PREPARE, _PLAN, _SERVE, _EXTRACT, _EVALUATE, _DOCTOR, _CONVERT, _LEADERBOARD)
 COMMANDS = {command.name: command for command in _ALL}
 """Every command by name, in the order of the help."""

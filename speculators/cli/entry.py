@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from speculators import __version__
 from speculators.cli.commands import COMMANDS
-from speculators.errors import ConfigError, SpeculatorsError
+from speculators.errors import ConfigError, SpeculatorsError, SweepError
 
 _INTERRUPTED = 130
 _PIPE_CLOSED = 141
@@ -75,4 +75,4 @@ def _unknown(name: str) -> str:
 
 
 def _lines(error: SpeculatorsError) -> Sequence[str]:
-    return error.problems if isinstance(error, ConfigError) else (str(error),)
+    return error.problems if isinstance(error, ConfigError | SweepError) else (str(error),)

@@ -72,6 +72,11 @@ class Composition:
     problems: list[str] = field(default_factory=list)
     axes: dict[str, list[str]] = field(default_factory=dict)
 
+    @property
+    def multirun(self) -> bool:
+        """Whether several runs are wanted."""
+        return self.config is not None and self.config.hydra.mode is RunMode.MULTIRUN
+
     def typed(self) -> Config | None:
         """Convert and validate; problems found on the way are appended."""
         if self.config is None:

@@ -73,11 +73,12 @@ def field_hint(schema: type, name: str) -> Any:
 
 
 def field_doc(schema: type, name: str) -> str:
-    """Return the documentation that stands under a field, in one line; empty when there is none."""
-    for owner in schema.__mro__:
-        if name in inspect.get_annotations(owner):
-            return _docs_of(owner).get(name, "")
-    return ""
+    """Return the documentation that stands under a field, in one line; empty when there is none.
+
+    A schema that gives a field of its base another default need not say again what it means.
+    """
+    owners = [owner for owner in schema.__mro__ if name in inspect.get_annotations(owner)]
+    return next((doc for owner in owners if (doc := _docs_of(owner).get(name))), "")
 
 
 def nearest(name: str, options: Iterable[str]) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,35 +43,70 @@ MAPS = ("d2t", "t2d")
 """Tensors that only a reduced draft vocabulary has."""
 
 
+@dataclass(frozen=True)
+class ModelFiles:
+    """What vLLM serves of a drafter, as it was at one moment.
+
+    Attributes:
+        config: content of `config.json`.
+        tensors: content of `model.safetensors`: copies, on the host, in their number format.
+    """
+
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, drafter: Drafter[Any], dtype: FloatType, folder: Path) -> ModelFiles:
+        """Copy what is saved of a drafter, and check it.
+
+        Args:
+            drafter: its weights may lie on any device.
+            dtype: number format of the floating-point tensors; integers and booleans keep theirs.
+            folder: where it will be written, for messages.
+
+        Raises:
+            CheckpointError: a value is NaN or infinite, a tensor is missing or has no place in the
+                file, or `config.json` contradicts the drafter.
+        """
+        config = drafter.serving_config() | {"dtype": dtype.value}
+        config[TOKENIZER_KEY] = drafter.spec.tokenizer_hash
+        tensors = _converted(drafter.saved_tensors(), getattr(torch, dtype.value))
+        check_config(folder, config, drafter)
+        check_complete(folder / WEIGHTS_FILE, tensors, drafter)
+        check_finite(folder / WEIGHTS_FILE, tensors)
+        return cls(config, tensors)
+
+    def write(self, folder: Path) -> None:
+        """Write both files; others of the folder stay.
+
+        Raises:
+            CheckpointError: the folder cannot be written, or would not be served as it is.
+        """
+        foreign = [p.name for p in sorted(folder.glob("*.safetensors")) if p.name != WEIGHTS_FILE]
+        if foreign:
+            raise CheckpointError(
+                f"{folder}: holds {', '.join(foreign)}, which vLLM would read too; "
+                "write to another folder"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        write_tensors(folder / WEIGHTS_FILE, self.tensors)
+        replace_text(folder / CONFIG_FILE, json.dumps(self.config, indent=2) + "\n")
+
+
 def write_model(folder: Path, drafter: Drafter[Any], dtype: FloatType) -> None:
     """Write a drafter as a folder that vLLM serves as it is.
 
-    Everything is checked before the first byte is written. Other files of the folder stay.
+    Everything is checked before the first byte is written.
 
     Args:
         folder: made if it is missing.
         drafter: what to save; its weights may lie on any device.
-        dtype: number format of the floating-point tensors; integers and booleans keep theirs.
+        dtype: number format of the floating-point tensors.
 
     Raises:
-        CheckpointError: a value is NaN or infinite, a tensor is missing or has no place in the
-            file, `config.json` contradicts the drafter, or the folder cannot be written.
+        CheckpointError: as `ModelFiles.of` and `ModelFiles.write`.
     """
-    config = drafter.serving_config() | {"dtype": dtype.value}
-    config[TOKENIZER_KEY] = drafter.spec.tokenizer_hash
-    tensors = _converted(drafter.saved_tensors(), getattr(torch, dtype.value))
-    check_config(folder, config, drafter)
-    check_complete(folder / WEIGHTS_FILE, tensors, drafter)
-    check_finite(folder / WEIGHTS_FILE, tensors)
-    foreign = [p.name for p in sorted(folder.glob("*.safetensors")) if p.name != WEIGHTS_FILE]
-    if foreign:
-        raise CheckpointError(
-            f"{folder}: holds {', '.join(foreign)}, which vLLM would read too; "
-            "write to another folder"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder / WEIGHTS_FILE, tensors)
-    replace_text(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
+    ModelFiles.of(drafter, dtype, folder).write(folder)
 
 
 def read_model(

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from speculators.data.packing import Rows, filled_share, pack
 from speculators.data.prepared import SampleSet
-from speculators.data.types import PackedBatch, Sample
+from speculators.data.types import HostRow, PackedBatch, Sample
 from speculators.hidden_states.types import HiddenStates, HiddenStateSource
+from speculators.modules.transfer import send
 
 
 class RowLoader:
@@ -34,6 +35,8 @@ class RowLoader:
         shuffle: False gives the same rows in every epoch (validation).
         rows_ahead: rows prepared in a background thread while the caller works; 0 does
             everything in the caller's thread.
+        pin_memory: lay rows into memory a GPU can copy from while it works; for states that come
+            on the host.
     """
 
     def __init__(
@@ -47,10 +50,12 @@ class RowLoader:
         seed: int,
         shuffle: bool = True,
         rows_ahead: int = 1,
+        pin_memory: bool = False,
     ) -> None:
         self._samples, self._source = samples, source
         self._length, self._layers, self._hidden = sequence_length, num_aux_layers, hidden_size
         self._seed, self._shuffle, self._ahead = seed, shuffle, rows_ahead
+        self._pin = pin_memory
         self._dtype, self._device = torch.float32, torch.device("cpu")
         self._packed: tuple[int, Rows] | None = None
 
@@ -129,7 +134,8 @@ class RowLoader:
         )
 
     def _empty(self, *shape: int) -> Tensor:
-        return torch.empty(shape, dtype=self._dtype, device=self._device)
+        pin = self._pin and self._device.type == "cpu"
+        return torch.empty(shape, dtype=self._dtype, device=self._device, pin_memory=pin)
 
 
 def collate(
@@ -164,14 +170,16 @@ def collate(
         start = place.stop
     aux[start:] = 0
     last[start:] = 0
+    integers = HostRow(input_ids, loss_mask, document_ids, position_ids)
     return PackedBatch(
-        input_ids=input_ids.to(device),
-        loss_mask=loss_mask.to(device),
-        document_ids=document_ids.to(device),
-        position_ids=position_ids.to(device),
+        input_ids=send(input_ids, device),
+        loss_mask=send(loss_mask, device),
+        document_ids=send(document_ids, device),
+        position_ids=send(position_ids, device),
         aux=aux,
         last=last,
         sample_ids=tuple(sample.sample_id for sample, _ in samples),
+        host=None if device.type == "cpu" else integers,
     )
 
 

@@ -48,6 +48,7 @@ from speculators.data.split import group_prefixes, split_validation
 from speculators.data.storage import count_tokens, read_arrow, save_dataset, written_aside
 from speculators.data.template import VerifierTokenizer
 from speculators.data.truncation import Cutter
+from speculators.data.turns import one_at_a_time
 from speculators.errors import ConfigError, DataError
 
 FORMAT_VERSION = 3
@@ -117,9 +118,12 @@ def prepare(
         return PreparedData.load(folder)
     if only_found:
         raise DataError(f"{folder}: not prepared yet; `speculators prepare` does it")
-    with written_aside(folder) as partial:
-        job.run(partial, identity, fingerprint)
-    return PreparedData.load(folder, reused=False)
+    with one_at_a_time(folder):
+        made = not (folder / MANIFEST).exists()  # another process may have done it meanwhile
+        if made:
+            with written_aside(folder) as partial:
+                job.run(partial, identity, fingerprint)
+    return PreparedData.load(folder, reused=not made)
 
 
 @dataclass
@@ -145,7 +149,7 @@ class _Job:
         """Return everything the result depends on."""
         settings = _plain(self.config)
         # Where something lies does not matter, only what it holds.
-        for name in ("validation_path", "prompt_sets", "num_workers"):
+        for name in ("validation_path", "prompt_sets", "num_workers", "seed"):
             del settings[name]
         for name in ("batch_size", "capture"):
             del settings["regenerate"][name]
@@ -237,25 +241,22 @@ class _Job:
         identity = self._answer_identity()
         text = json.dumps(identity, sort_keys=True, default=str)
         folder = self.answers / hashlib.sha256(text.encode()).hexdigest()[:16]
-        ledger = AnswerLedger(folder, identity)
-        self.report.answers = str(ledger.path)
-        bar = RegenerationBar(total, enabled=self.progress)
-        rules = Rules(
-            self.tokenizer,
-            self.config.regenerate,
-            self.sequence_length,
-            self.config.multi_turn,
-            self.seed,
-            ledger,
-            bar.watch,
-        )
-        try:
+        with one_at_a_time(folder), contextlib.closing(AnswerLedger(folder, identity)) as ledger:
+            self.report.answers = str(ledger.path)
+            bar = RegenerationBar(total, enabled=self.progress)
+            rules = Rules(
+                self.tokenizer,
+                self.config.regenerate,
+                self.sequence_length,
+                self.config.multi_turn,
+                self.seed,
+                ledger,
+                bar.watch,
+            )
             rows = regenerate_rows(records, answerer, rules, self.report)
             with bar, contextlib.closing(rows):
                 for record, result in rows:
                     writer.add(record, result)
-        finally:
-            ledger.close()
 
     def _answer_identity(self) -> dict[str, Any]:
         """Return everything an answer depends on beside its question."""

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from speculators.modules.transfer import send
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -78,6 +80,27 @@ def sample_id_of(
 
 
 @dataclass(frozen=True)
+class HostRow:
+    """The integers of a packed row, on the host."""
+
+    input_ids: Int[Tensor, "sequence"]
+    loss_mask: Bool[Tensor, "sequence"]
+    document_ids: Int[Tensor, "sequence"]
+    position_ids: Int[Tensor, "sequence"]
+
+    @classmethod
+    def of(cls, batch: PackedBatch) -> HostRow:
+        """Return those of a row, copied from the device if they have never been on the host."""
+        integers = batch.input_ids, batch.loss_mask, batch.document_ids, batch.position_ids
+        if batch.host is not None:
+            return batch.host
+        if batch.input_ids.device.type == "cpu":
+            return cls(*integers)
+        ids, mask, *rest = torch.stack([t.to(torch.int64) for t in integers]).cpu()
+        return cls(ids, mask.bool(), *rest)
+
+
+@dataclass(frozen=True)
 class PackedBatch:
     """Several samples in one row of fixed length, with their hidden states.
 
@@ -91,6 +114,8 @@ class PackedBatch:
         aux: states of the target layers, ascending by layer, as the drafter reads them.
         last: stream after the last layer, before the final norm (the teacher's input).
         sample_ids: content addresses of the samples, in order.
+        host: the integers as they were on the host, for a row that has left it; who plans with
+            them need not wait for the device.
     """
 
     input_ids: Int[Tensor, "sequence"]
@@ -100,20 +125,19 @@ class PackedBatch:
     aux: Float[Tensor, "sequence aux_layer hidden"]
     last: Float[Tensor, "sequence hidden"]
     sample_ids: tuple[str, ...] = ()
+    host: HostRow | None = None
 
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> PackedBatch:
-        """Return the batch with every tensor on `device`."""
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All tensors of the row, in the order of the attributes."""
+        integers = self.input_ids, self.loss_mask, self.document_ids, self.position_ids
+        return (*integers, self.aux, self.last)
+
+    def to(self, device: torch.device | str) -> PackedBatch:
+        """Return the row with every tensor on `device`, without waiting (see `send`)."""
+        leaves = self.input_ids.device.type == "cpu" != torch.device(device).type
         return PackedBatch(
-            *(
-                getattr(self, name).to(device, non_blocking=non_blocking)
-                for name in (
-                    "input_ids",
-                    "loss_mask",
-                    "document_ids",
-                    "position_ids",
-                    "aux",
-                    "last",
-                )
-            ),
+            *(send(tensor, device) for tensor in self.tensors),
             sample_ids=self.sample_ids,
+            host=HostRow.of(self) if leaves else self.host,
         )

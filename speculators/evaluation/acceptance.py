@@ -18,7 +18,8 @@ DEFINITION = (
 )
 """Written beside every number."""
 
-_RESAMPLES = 2000
+RESAMPLES = 2000
+"""Bootstrap resamples behind every interval."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +84,16 @@ class Acceptance:
             np.concatenate([part.drafts for part in parts]),
         )
 
+    def select(self, prompts: Sequence[int]) -> Acceptance:
+        """Return the statistics of some prompts, by their places here."""
+        rows = np.asarray(prompts, np.int64)
+        return Acceptance(self.reached[rows], self.at_risk[rows], self.drafts[rows])
+
+    def num_equal_prompts(self, other: Acceptance) -> int:
+        """Return on how many prompts as many drafts stood, position by position, as in `other`."""
+        same = (self.drafts == other.drafts) & (self.reached == other.reached).all(-1)
+        return int(same.sum())
+
     @property
     def num_draft_tokens(self) -> int:
         """Tokens per draft, K."""
@@ -128,7 +139,7 @@ class Acceptance:
         if count < 2:
             return None
         generator = np.random.default_rng(seed)
-        times = generator.multinomial(count, np.full(count, 1 / count), size=_RESAMPLES)
+        times = generator.multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
         lengths = 1.0 + _prefix(times @ self.reached[rows], times @ self.at_risk[rows]).sum(-1)
         low, high = np.percentile(lengths, [2.5, 97.5])
         return float(low), float(high)

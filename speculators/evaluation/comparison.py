@@ -11,7 +11,7 @@ from speculators.evaluation.verifier import CachedVerifier
 
 
 def find_mismatch(
-    verifier: CachedVerifier,
+    verifier: CachedVerifier | None,
     prompt_ids: Sequence[int],
     expected: Sequence[int],
     got: Sequence[int],
@@ -22,7 +22,7 @@ def find_mismatch(
     """Return the first difference of two answers to one prompt; None where they are equal.
 
     Args:
-        verifier: tells how close the two tokens are.
+        verifier: tells how close the two tokens are; None leaves that open.
         prompt_ids: the prompt of both.
         expected: the answer of plain decoding.
         got: the answer of speculative decoding.
@@ -34,7 +34,7 @@ def find_mismatch(
     shorter = min(len(got), len(expected))
     index = next((i for i in range(shorter) if got[i] != expected[i]), shorter)
     gap = None
-    if index < shorter:
+    if index < shorter and verifier is not None:
         gap = _gap(verifier, [*prompt_ids, *got[:index]], expected[index], got[index])
     return Mismatch(
         prompt_id,

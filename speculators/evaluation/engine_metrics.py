@@ -75,6 +75,11 @@ class DraftCounters:
             tuple(positions[k] for k in range(len(positions))),
         )
 
+    @staticmethod
+    def counted(text: str) -> bool:
+        """Return whether a server drafts: one that does not has no such counters."""
+        return any(line.startswith(_PREFIX) for line in text.splitlines())
+
     def __sub__(self, earlier: DraftCounters) -> DraftCounters:
         return DraftCounters(
             self.drafts - earlier.drafts,

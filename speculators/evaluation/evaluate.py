@@ -25,6 +25,7 @@ from speculators.evaluation.result import (
     Mismatch,
     distinct_gram_share,
 )
+from speculators.evaluation.slices import PromptRow, by_context_length
 from speculators.evaluation.verifier import CachedVerifier, PromptTokenizer
 
 _EXAMPLES = 4
@@ -52,7 +53,7 @@ def evaluate(
         verifier: the model whose output must not change.
         drafter: the drafter; its training mode is restored.
         tokenizer: makes prompts and reads answers.
-        prompts: what to decode; `config.num_prompts` limits them.
+        prompts: what to decode.
         config: lengths, temperature, acceptance rule.
         seed: of sampling and of the confidence interval.
         progress: show a bar where there is a terminal.
@@ -61,14 +62,13 @@ def evaluate(
     Raises:
         DataError: no prompt, or one that leaves no room for an answer.
     """
-    chosen = list(prompts[: config.num_prompts])
-    if not chosen:
+    if not prompts:
         raise DataError("evaluation: no prompt to decode")
     run = _Run(verifier, drafter, tokenizer, config, seed)
-    run.warm_up(chosen[0])
+    run.warm_up(prompts[0])
     done: list[_Answered] = []
-    with DecodingProgress(len(chosen), console, enabled=progress) as bar:
-        for number, prompt in enumerate(chosen):
+    with DecodingProgress(len(prompts), console, enabled=progress) as bar:
+        for number, prompt in enumerate(prompts):
             answered = run.answer(number, prompt)
             done.append(answered)
             tokens = sum(len(d.tokens) for d in answered.speculative)
@@ -91,8 +91,24 @@ class _Answered:
         return [count for decoded in self.speculative for count in decoded.accepted]
 
     @property
+    def contexts(self) -> list[tuple[int, int]]:
+        """Tokens before each draft, and how many of its own were accepted."""
+        drafts = [record for decoded in self.speculative for record in decoded.drafts]
+        return [(record.anchor_index + 1, record.num_accepted) for record in drafts]
+
+    @property
     def lossless(self) -> bool:
         return all(s.tokens == p.tokens for s, p in zip(self.speculative, self.plain, strict=True))
+
+    def row(self) -> PromptRow:
+        drafting, plain = _cost(self.speculative), _cost(self.plain)
+        return PromptRow.of(
+            *(self.prompt, self.prompt_ids[0]),
+            tokens=drafting.tokens,
+            seconds=drafting.seconds,
+            plain_tokens=plain.tokens if self.plain else None,
+            plain_seconds=plain.seconds if self.plain else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -134,18 +150,13 @@ class _Run:
     def summarise(self, done: Sequence[_Answered]) -> EvaluationResult:
         """Add up."""
         greedy = self.config.compare and self.config.temperature == 0
-        groups: dict[str, list[_Answered]] = {}
-        for one in done:
-            groups.setdefault(one.prompt.category or "uncategorised", []).append(one)
-        categorised = any(one.prompt.category is not None for one in done)
         speculative = [decoded for one in done for decoded in one.speculative]
         plain = [decoded for one in done for decoded in one.plain]
         return EvaluationResult(
             acceptance=self._acceptance(done),
-            by_category=(
-                {name: self._acceptance(part) for name, part in groups.items()}
-                if categorised
-                else {}
+            rows=tuple(one.row() for one in done),
+            by_context=by_context_length(
+                [one.contexts for one in done], self.drafter.num_draft_tokens
             ),
             speculative=_cost(speculative),
             plain=_cost(plain) if self.config.compare else None,

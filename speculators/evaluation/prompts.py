@@ -1,18 +1,24 @@
-"""Evaluation prompts: files in the published layouts, or held-out conversations."""
+"""Evaluation prompts: what a row of a published prompt set asks."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from jinja2 import StrictUndefined, Template, TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from speculators.config.schema import SuiteConfig
+from speculators.data.files import find_files, read_rows
+from speculators.data.rows import RawRow, RowProblem
 from speculators.data.types import Turn
 from speculators.errors import DataError
 
 _TEXT_KEYS = ("prompt", "question", "problem")
-_ID_KEYS = ("question_id", "task_id", "unique_id", "id")
+_ID_KEYS = ("question_id", "task_id", "unique_id", "prompt_id", "problem_idx", "id")
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,7 @@ class Prompt:
         source: `file:line` or the conversation it was taken from.
         system: system text ahead of the first turn, or None.
         input_ids: tokens of the first turn as they are, for prompts that were tokenised before.
+        suite: name of the suite it belongs to, or None.
     """
 
     turns: tuple[str, ...]
@@ -34,6 +41,7 @@ class Prompt:
     source: str = ""
     system: str | None = None
     input_ids: tuple[int, ...] | None = None
+    suite: str | None = None
 
     def history(self, answers: Sequence[str]) -> list[Turn]:
         """Return the turns before the next answer, given the answers so far."""
@@ -44,51 +52,64 @@ class Prompt:
 
 
 def read_prompts(path: Path, limit: int | None = None) -> list[Prompt]:
-    """Read a JSON Lines file of prompts.
+    """Read a file of prompts.
 
-    A row holds `turns` (a list of user texts, the MT-Bench layout) or one text under `prompt`,
-    `question` or `problem`; `category` and an id are optional.
+    A row holds `turns` (a list of user texts, the MT-Bench layout), or one text or such a list
+    under `prompt`, `question` or `problem`; `category` and an id are optional.
 
     Args:
-        path: the file.
+        path: JSON Lines, JSON or parquet, also compressed.
         limit: use the first n prompts; None uses all.
 
     Raises:
         DataError: no such file, a row that cannot be read (`file:line`), or no row at all.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"evaluation.prompts={path}: cannot be read ({error})") from error
+    key = "evaluation.prompts"
+    rows = (row for file in find_files(str(path), key) for row in read_rows(file))
     prompts: list[Prompt] = []
-    for number, line in enumerate(lines, start=1):
+    for prompt in parse_rows(rows, SuiteConfig()):
         if limit is not None and len(prompts) == limit:
             break
-        if line.strip():
-            prompts.append(_parse(line, f"{path}:{number}", str(number)))
+        prompts.append(prompt)
     if not prompts:
-        raise DataError(f"evaluation.prompts={path}: holds no prompt; give one JSON object a line")
+        raise DataError(f"{key}={path}: holds no prompt; give one JSON object a line")
     return prompts
 
 
-def _parse(line: str, place: str, fallback_id: str) -> Prompt:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{place}: not JSON ({error.msg} at column {error.colno})") from error
-    if not isinstance(row, dict):
-        raise DataError(f"{place}: a prompt is a JSON object, got {type(row).__name__}")
-    category = row.get("category")
-    return Prompt(
-        turns=_texts(row, place),
-        prompt_id=str(next((row[key] for key in _ID_KEYS if key in row), fallback_id)),
-        category=None if category is None else str(category),
-        source=place,
-    )
+def parse_rows(
+    rows: Iterable[RawRow | RowProblem], suite: SuiteConfig, name: str | None = None
+) -> Iterator[Prompt]:
+    """Yield the prompt of every row.
+
+    Args:
+        rows: as they were read.
+        suite: says how a row becomes a prompt.
+        name: of the suite.
+
+    Raises:
+        DataError: a row that cannot be read, by its place.
+    """
+    for row in rows:
+        if isinstance(row, RowProblem):
+            raise DataError(str(row))
+        if not isinstance(row.value, Mapping):
+            kind = type(row.value).__name__
+            raise DataError(f"{row.origin}: a prompt is a JSON object, got {kind}")
+        value, place = row.value, str(row.origin)
+        ids = (value[key] for key in _ID_KEYS if value.get(key) is not None)
+        yield Prompt(
+            turns=_texts(value, place, suite.prompt),
+            prompt_id=str(next(ids, row.origin.line)),
+            category=_category(row, suite.category),
+            source=place,
+            suite=name,
+        )
 
 
-def _texts(row: Mapping[str, Any], place: str) -> tuple[str, ...]:
-    if "turns" in row:
+def _texts(row: Mapping[str, Any], place: str, template: str | None) -> tuple[str, ...]:
+    if template is not None:
+        turns = [_rendered(template, row, place, "prompt")]
+    elif "turns" in row:
         turns = row["turns"]
         if not isinstance(turns, list) or not turns:
             raise DataError(f"{place}: turns must be a list of at least one user text")
@@ -99,8 +120,35 @@ def _texts(row: Mapping[str, Any], place: str) -> tuple[str, ...]:
                 f"{place}: no prompt: give turns (a list of user texts) or prompt (one text); "
                 f"got the keys {', '.join(map(str, row)) or 'none'}"
             )
-        turns = [row[key]]
+        turns = row[key] if isinstance(row[key], list) and row[key] else [row[key]]
     for turn in turns:
         if not isinstance(turn, str) or not turn.strip():
             raise DataError(f"{place}: a user text must be a non-empty string, got {turn!r}")
     return tuple(turns)
+
+
+def _category(row: RawRow, template: str | None) -> str | None:
+    if template is not None:
+        columns = {"file": Path(row.origin.file).stem, **row.value}
+        return _rendered(template, columns, str(row.origin), "category") or None
+    category = row.value.get("category")
+    return None if category is None else str(category)
+
+
+def _rendered(template: str, row: Mapping[str, Any], place: str, key: str) -> str:
+    try:
+        return _compiled(template).render(row)
+    except TemplateError as error:
+        have = ", ".join(map(str, row))
+        raise DataError(
+            f"{place}: the template of the suite's {key} cannot be filled in: {error.message}; "
+            f"the row has {have}"
+        ) from error
+
+
+@lru_cache
+def _compiled(template: str) -> Template:
+    environment = ImmutableSandboxedEnvironment(
+        undefined=StrictUndefined, keep_trailing_newline=True
+    )
+    return environment.from_string(template)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from speculators.evaluation.acceptance import Acceptance
+from speculators.evaluation.slices import PromptRow, by_category, by_prompt_length, by_suite
+from speculators.evaluation.speed import speed, speedup, speedup_interval
 
 _GRAM = 4
 
@@ -91,7 +93,9 @@ class EvaluationResult:
 
     Attributes:
         acceptance: of all drafts, one entry per prompt.
-        by_category: the same per category; empty when no prompt has one.
+        rows: the prompts, in the order of `acceptance`.
+        by_context: acceptance by the tokens that stood before a draft; empty where a server keeps
+            that to itself.
         speculative: cost with drafting.
         plain: cost without, over the same prompts and interleaved; None when not compared.
         lossless_prompts: prompts whose every answer equals plain decoding token for token; None
@@ -106,7 +110,8 @@ class EvaluationResult:
     """
 
     acceptance: Acceptance
-    by_category: dict[str, Acceptance]
+    rows: tuple[PromptRow, ...]
+    by_context: dict[str, Acceptance]
     speculative: Cost
     plain: Cost | None
     lossless_prompts: int | None
@@ -126,6 +131,25 @@ class EvaluationResult:
     def num_prompts(self) -> int:
         """Prompts decoded."""
         return self.acceptance.num_prompts
+
+    @property
+    def by_suite(self) -> dict[str, Acceptance]:
+        """Acceptance per suite; empty when no prompt belongs to one."""
+        return self._slices(by_suite(self.rows))
+
+    @property
+    def by_category(self) -> dict[str, Acceptance]:
+        """Acceptance per category; empty when no prompt has one."""
+        return self._slices(by_category(self.rows))
+
+    @property
+    def mean_of_suites(self) -> float | None:
+        """Mean acceptance length of the suites, each counting the same; None with fewer than two.
+
+        Published tables average so; pooled drafts would weigh a suite by its size.
+        """
+        lengths = [part.length for part in self.by_suite.values()]
+        return sum(lengths) / len(lengths) if len(lengths) > 1 else None
 
     @property
     def verifier_calls_saved(self) -> float:
@@ -154,6 +178,7 @@ class EvaluationResult:
             "baseline_verifier_calls": None if self.plain is None else self.plain.verifier_calls,
             "verifier_calls_saved": self.verifier_calls_saved,
             "speedup": self.speedup,
+            "speedup_ci95": speedup_interval(self.rows, seed=seed),
             "tokens_per_second": self.speculative.tokens_per_second,
             "baseline_tokens_per_second": (
                 None if self.plain is None else self.plain.tokens_per_second
@@ -165,12 +190,41 @@ class EvaluationResult:
             "draft_seconds": self.speculative.draft_seconds,
             "verify_seconds": self.speculative.verify_seconds,
             "distinct_4gram_share": self.distinct_4gram_share,
-            "categories": {
+            "mean_of_suites": self.mean_of_suites,
+            "suites": self._parts(by_suite(self.rows)),
+            "categories": self._parts(by_category(self.rows)),
+            "prompt_lengths": self._parts(by_prompt_length(self.rows)),
+            "context_lengths": {
                 name: {"num_prompts": part.num_prompts, **_numbers(part, seed)}
-                for name, part in self.by_category.items()
+                for name, part in self.by_context.items()
             },
             "settings": self.settings,
             "examples": [asdict(example) for example in self.examples],
+            "prompts": [self._prompt(place, row) for place, row in enumerate(self.rows)],
+        }
+
+    def _slices(self, places: Mapping[str, Sequence[int]]) -> dict[str, Acceptance]:
+        return {name: self.acceptance.select(some) for name, some in places.items()}
+
+    def _parts(self, places: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+        return {name: self._part(some) for name, some in places.items()}
+
+    def _part(self, places: Sequence[int]) -> dict[str, Any]:
+        rows = [self.rows[place] for place in places]
+        part = self.acceptance.select(places)
+        return {
+            "num_prompts": len(rows),
+            **_numbers(part, self.seed),
+            "tokens_per_second": speed(rows),
+            "speedup": speedup(rows),
+            "speedup_ci95": speedup_interval(rows, seed=self.seed),
+        }
+
+    def _prompt(self, place: int, row: PromptRow) -> dict[str, Any]:
+        return {
+            **asdict(row),
+            "drafts": int(self.acceptance.drafts[place]),
+            "accepted_per_position": self.acceptance.reached[place].tolist(),
         }
 
 

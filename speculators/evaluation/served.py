@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from rich.console import Console
 
@@ -19,6 +20,7 @@ from speculators.errors import DataError, HiddenStateError, LaunchError
 from speculators.evaluation.acceptance import Acceptance
 from speculators.evaluation.comparison import find_mismatch
 from speculators.evaluation.engine_metrics import DraftCounters
+from speculators.evaluation.load import SPEED_DEFINITION, Level, Question, Speed, measure
 from speculators.evaluation.progress import DecodingProgress
 from speculators.evaluation.prompts import Prompt
 from speculators.evaluation.result import (
@@ -27,9 +29,11 @@ from speculators.evaluation.result import (
     Mismatch,
     distinct_gram_share,
 )
+from speculators.evaluation.slices import PromptRow
 from speculators.evaluation.verifier import CachedVerifier, PromptTokenizer
 from speculators.hidden_states.online.client import ServedModel, VllmClient, base_url
 from speculators.hidden_states.online.failures import AttemptError
+from speculators.hidden_states.online.streaming import Streamed
 
 _TIMEOUT_SECONDS = 600.0
 _COUNTERS_SECONDS = 10.0
@@ -58,19 +62,39 @@ class _Served:
     prompt_ids: list[list[int]] = field(default_factory=list)
     answers: list[tuple[int, ...]] = field(default_factory=list)
     counts: list[DraftCounters] = field(default_factory=list)
+    streamed: list[Streamed] = field(default_factory=list)
+    rooms: list[int] = field(default_factory=list)
+    plain: list[Streamed] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        return sum(answer.last_seconds for answer in self.streamed)
+
+    def row(self) -> PromptRow:
+        """Describe it."""
+        return PromptRow.of(
+            *(self.prompt, self.prompt_ids[0]),
+            tokens=sum(map(len, self.answers)),
+            seconds=self.seconds,
+            plain_tokens=sum(len(a.token_ids) for a in self.plain) if self.plain else None,
+            plain_seconds=sum(a.last_seconds for a in self.plain) if self.plain else None,
+        )
 
     def acceptance(self, num_draft_tokens: int) -> Acceptance:
         """Return the statistics of all its turns."""
-        counts = self.counts
-        total = DraftCounters(
-            drafts=sum(count.drafts for count in counts),
-            draft_tokens=sum(count.draft_tokens for count in counts),
-            accepted_tokens=sum(count.accepted_tokens for count in counts),
-            per_position=tuple(
-                sum(count.per_position[k] for count in counts) for k in range(num_draft_tokens)
-            ),
-        )
-        return total.acceptance()
+        zero = DraftCounters(0, 0, 0, (0,) * num_draft_tokens)
+        return _total([zero, *self.counts]).acceptance()
+
+
+def _total(counts: Sequence[DraftCounters]) -> DraftCounters:
+    return DraftCounters(
+        drafts=sum(count.drafts for count in counts),
+        draft_tokens=sum(count.draft_tokens for count in counts),
+        accepted_tokens=sum(count.accepted_tokens for count in counts),
+        per_position=tuple(
+            sum(at_one) for at_one in zip(*(c.per_position for c in counts), strict=True)
+        ),
+    )
 
 
 def evaluate_served(
@@ -89,7 +113,7 @@ def evaluate_served(
         endpoint: base URL.
         checkpoint: what must be served there.
         tokenizer: makes prompts and reads answers.
-        prompts: what to decode; `config.num_prompts` limits them.
+        prompts: what to decode.
         config: lengths.
         seed: of the confidence interval.
         console: where to show progress.
@@ -98,12 +122,11 @@ def evaluate_served(
         LaunchError: no server, another model, no drafting, or other requests at the same time.
         DataError: no prompt, or one that leaves no room for an answer.
     """
-    chosen = list(prompts[: config.num_prompts])
-    if not chosen:
+    if not prompts:
         raise DataError("evaluation: no prompt to decode")
-    run = _Run(endpoint, checkpoint, tokenizer, config)
+    run = _Run(endpoint, checkpoint, tokenizer, config, seed)
     try:
-        done = asyncio.run(run.all(chosen, console))
+        done = asyncio.run(run.all(prompts, console))
     except AttemptError as failure:
         raise LaunchError(
             f"evaluation.endpoint={endpoint}: {failure.reason}; the server is started with "
@@ -122,8 +145,13 @@ class _Run:
     checkpoint: ServedCheckpoint
     tokenizer: PromptTokenizer
     config: EvaluationConfig
+    seed: int
     version: str = ""
-    seconds: float = 0.0
+    levels: list[Level] = field(default_factory=list)
+
+    @property
+    def stop_ids(self) -> list[int]:
+        return sorted(self.tokenizer.end_of_turn_ids)
 
     async def all(self, prompts: Sequence[Prompt], console: Console | None) -> list[_Served]:
         url, client = base_url(self.endpoint), VllmClient(_TIMEOUT_SECONDS)
@@ -144,9 +172,70 @@ class _Run:
                         sum(c.drafts for c in one.counts),
                         sum(c.accepted_tokens for c in one.counts),
                     )
+            await self._levels(client, url, model, done)
             return done
         finally:
             await client.close()
+
+    async def _levels(
+        self, client: VllmClient, url: str, model: ServedModel, done: Sequence[_Served]
+    ) -> None:
+        """Ask the same turns again, as many at once as asked for, of both servers."""
+        plain_url, plain_model = await self._baseline(client)
+        questions = [
+            Question(ids, room, self.seed)
+            for one in done
+            for ids, room in zip(one.prompt_ids, one.rooms, strict=True)
+        ]
+        for concurrency in sorted({1, *self.config.concurrency}):
+            if concurrency > len(questions):
+                raise LaunchError(
+                    f"evaluation.concurrency={concurrency}: there are {len(questions)} turns to "
+                    "ask only: give more prompts, or fewer requests at once"
+                )
+
+            async def ask(address: str, name: str, kind: str, at_once: int = concurrency) -> Speed:
+                return await measure(
+                    *(client, address, name, questions),
+                    concurrency=at_once,
+                    temperature=self.config.temperature,
+                    stop_ids=self.stop_ids,
+                    salt=f"{kind}-{at_once}",
+                )
+
+            if concurrency == 1:
+                answers = tuple(answer for one in done for answer in one.streamed)
+                counters = _total([c for one in done for c in one.counts])
+                drafting = Speed(answers, sum(one.seconds for one in done), counters)
+            else:
+                before = DraftCounters.parse(await client.metrics(url))
+                asked = await ask(url, model.name, "drafting")
+                wanted = asked.tokens - len(asked.answers)
+                after = await self._moved(client, url, before, wanted)
+                drafting = Speed(asked.answers, asked.seconds, after - before)
+            plain = await ask(plain_url, plain_model, "plain") if plain_url else None
+            self.levels.append(Level(concurrency, drafting, plain))
+            if plain is not None and concurrency == 1:
+                rest = iter(plain.answers)
+                for one in done:
+                    one.plain = [next(rest) for _ in one.prompt_ids]
+
+    async def _baseline(self, client: VllmClient) -> tuple[str, str]:
+        """Return address and model of the server without drafting; empty when there is none."""
+        if self.config.baseline_endpoint is None:
+            return "", ""
+        url = base_url(self.config.baseline_endpoint)
+        try:
+            model = await client.served_model(url)
+            text = await client.metrics(url)
+        except AttemptError as failure:
+            raise LaunchError(f"baseline_endpoint={url}: {failure.reason}") from None
+        if DraftCounters.counted(text):
+            raise LaunchError(
+                f"baseline_endpoint={url}: drafts too; start it with `vllm serve VERIFIER`"
+            )
+        self._check_model(model)
+        return url, model.name
 
     async def _answer(
         self, client: VllmClient, url: str, model: ServedModel, one: _Served, before: DraftCounters
@@ -155,15 +244,18 @@ class _Run:
         for _ in one.prompt.turns:
             ids = self._prompt_ids(one.prompt, texts)
             room = self._room(ids, one.prompt, model)
-            began = time.perf_counter()
-            written = await client.generate(
+            written = await client.stream(
                 url,
                 model.name,
                 ids,
                 max_new_tokens=room,
-                stop_ids=sorted(self.tokenizer.end_of_turn_ids),
+                temperature=self.config.temperature,
+                seed=self.seed,
+                stop_ids=self.stop_ids,
+                cache_salt=f"acceptance-{one.prompt.suite}-{one.prompt.prompt_id}",
             )
-            self.seconds += time.perf_counter() - began
+            one.streamed.append(written)
+            one.rooms.append(room)
             after = await self._settled(client, url, before, len(written.token_ids))
             one.prompt_ids.append(ids)
             one.answers.append(tuple(written.token_ids))
@@ -176,26 +268,33 @@ class _Run:
     async def _settled(
         self, client: VllmClient, url: str, before: DraftCounters, num_tokens: int
     ) -> DraftCounters:
-        """Return the counters when they account for an answer: they come a little after it."""
-        deadline = time.monotonic() + _COUNTERS_SECONDS
-        while True:
-            now = DraftCounters.parse(await client.metrics(url))
-            gained = now - before
-            if gained.emitted + 1 >= num_tokens:
-                break
-            if time.monotonic() > deadline:
-                raise LaunchError(
-                    f"an answer of {num_tokens} tokens moved the counters by {gained.emitted} "
-                    "only: something between here and the server keeps its metrics or its "
-                    "answers; ask the server itself"
-                )
-            await asyncio.sleep(0.02)
+        """Return the counters when they account for an answer, and for no other."""
+        now = await self._moved(client, url, before, num_tokens - 1)
+        gained = now - before
         if gained.emitted + 1 > num_tokens + self.checkpoint.num_draft_tokens:
             raise LaunchError(
                 f"an answer of {num_tokens} tokens moved the counters by {gained.emitted}: other "
                 "requests are being served at the same time; evaluate a server nobody else uses"
             )
         return now
+
+    async def _moved(
+        self, client: VllmClient, url: str, before: DraftCounters, emitted: int
+    ) -> DraftCounters:
+        """Return the counters when they have moved so far: they come a little after an answer."""
+        deadline = time.monotonic() + _COUNTERS_SECONDS
+        while True:
+            now = DraftCounters.parse(await client.metrics(url))
+            gained = now - before
+            if gained.emitted >= emitted:
+                return now
+            if time.monotonic() > deadline:
+                raise LaunchError(
+                    f"answers of {emitted} verified tokens moved the counters by {gained.emitted} "
+                    "only: something between here and the server keeps its metrics or its "
+                    "answers; ask the server itself"
+                )
+            await asyncio.sleep(0.02)
 
     def _prompt_ids(self, prompt: Prompt, answers: Sequence[str]) -> list[int]:
         if prompt.input_ids is not None and not answers:
@@ -256,35 +355,34 @@ class ServedAnswers:
             verifier: with a reference: tells how close differing tokens are.
         """
         size, done = self._run.checkpoint.num_draft_tokens, self._done
-        groups: dict[str, list[Acceptance]] = {}
-        for one in done:
-            name = one.prompt.category or "uncategorised"
-            groups.setdefault(name, []).append(one.acceptance(size))
-        categorised = any(one.prompt.category is not None for one in done)
-        merged = {name: Acceptance.merge(parts) for name, parts in groups.items()}
         answers = [answer for one in done for answer in one.answers]
         num_drafts = sum(count.drafts for one in done for count in one.counts)
         mismatches: list[list[Mismatch]] | None = None
-        if reference is not None and verifier is not None:
+        if self._run.config.baseline_endpoint is not None and self._run.config.temperature == 0:
+            mismatches = [
+                _differences(one, [answer.token_ids for answer in one.plain], None) for one in done
+            ]
+        elif reference is not None and verifier is not None:
             mismatches = [
                 _differences(one, expected, verifier)
                 for one, expected in zip(done, reference.answers, strict=True)
             ]
         return EvaluationResult(
             acceptance=Acceptance.merge([one.acceptance(size) for one in done]),
-            by_category=merged if categorised else {},
+            rows=tuple(one.row() for one in done),
+            by_context={},
             speculative=Cost(
                 tokens=sum(map(len, answers)),
                 verifier_calls=num_drafts + len(answers),
-                seconds=self._run.seconds,
+                seconds=sum(one.seconds for one in done),
             ),
-            plain=None,
+            plain=self._plain(),
             lossless_prompts=None if mismatches is None else sum(not m for m in mismatches),
             mismatches=tuple(m for found in mismatches or () for m in found),
             distinct_4gram_share=distinct_gram_share(answers),
             settings={
-                "temperature": 0.0,
-                "sampling": None,
+                "temperature": self._run.config.temperature,
+                "sampling": "server" if self._run.config.temperature > 0 else None,
                 "max_new_tokens": self._run.config.max_new_tokens,
                 "seed": self._seed,
                 "prompts": self._run.config.prompts,
@@ -294,9 +392,23 @@ class ServedAnswers:
             answers=tuple(tuple(one.answers) for one in done),
         )
 
+    def speeds(self) -> dict[str, Any]:
+        """Return latency and throughput at every concurrency, with their definition."""
+        return {
+            "levels": [level.to_dict() for level in self._run.levels],
+            "num_draft_tokens": self._run.checkpoint.num_draft_tokens,
+            "definition": SPEED_DEFINITION,
+        }
+
+    def _plain(self) -> Cost | None:
+        answers = [answer for one in self._done for answer in one.plain]
+        tokens = sum(len(answer.token_ids) for answer in answers)
+        seconds = sum(answer.last_seconds for answer in answers)
+        return Cost(tokens, tokens, seconds) if answers else None
+
 
 def _differences(
-    one: _Served, expected: Sequence[Sequence[int]], verifier: CachedVerifier
+    one: _Served, expected: Sequence[Sequence[int]], verifier: CachedVerifier | None
 ) -> list[Mismatch]:
     turns = zip(one.prompt_ids, expected, one.answers, strict=True)
     found = [

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
-from speculators.evaluation.acceptance import Acceptance
+from speculators.evaluation.acceptance import DEFINITION, Acceptance
 from speculators.evaluation.result import EvaluationResult
 
 _POSITIONS = 4
 
 
-def summary_table(result: EvaluationResult) -> Table:
-    """Return acceptance per category and in all, with losslessness and speed in the caption.
+def show_result(result: EvaluationResult, console: Console) -> None:
+    """Print the table, and below it what its numbers mean."""
+    console.print(summary_table(result))
+    console.print(DEFINITION, style="dim")
 
-    Fits 80 columns; the first positions have columns, all of them stand in the caption.
+
+def summary_table(result: EvaluationResult) -> Table:
+    """Return acceptance per suite or category and in all, with the rest in the caption.
+
+    Fits 80 columns; the first positions have columns, all of them stand in the caption. With
+    several suites their categories are left to the written tables.
     """
     shown = min(result.acceptance.num_draft_tokens, _POSITIONS)
     table = Table(
@@ -26,9 +37,12 @@ def summary_table(result: EvaluationResult) -> Table:
     table.add_column("prompts", overflow="ellipsis", no_wrap=True)
     for name in ("n", "tau", "95 %", "rate", *(f"#{k}" for k in range(1, shown + 1))):
         table.add_column(name, justify="right", no_wrap=True)
-    for name, part in result.by_category.items():
+    several = result.mean_of_suites is not None
+    for name, part in (result.by_suite if several else result.by_category).items():
         table.add_row(name, *_row(part, shown, result.seed))
     table.add_section()
+    if result.mean_of_suites is not None:
+        table.add_row("mean of suites", "", f"{result.mean_of_suites:.3f}")
     table.add_row("all", *_row(result.acceptance, shown, result.seed), style="bold")
     return table
 
@@ -56,6 +70,23 @@ def _captions(result: EvaluationResult) -> list[str]:
     if result.lossless_prompts is not None:
         quality.append(f"lossless on {result.lossless_prompts} of {result.num_prompts} prompts")
     quality.append(f"distinct 4-grams {result.distinct_4gram_share:.0%}")
+    if skipped := result.settings.get("num_skipped_prompts"):
+        quality.append(f"{skipped} prompts left out: too long")
     if result.num_unanswered_turns:
         quality.append(f"{result.num_unanswered_turns} later turns left out: context full")
-    return [f"per position: {shares}", " · ".join(quality), " · ".join(speed)]
+    captions = [f"per position: {shares}", " · ".join(quality), " · ".join(speed)]
+    if len(result.by_context) > 1:
+        parts = (f"{name} {part.length:.2f}" for name, part in result.by_context.items())
+        captions.append(f"tau by tokens before the draft: {' · '.join(parts)}")
+    return captions
+
+
+def show_expected(compared: Mapping[str, Any], console: Console) -> None:
+    """Print a comparison with a published row, one line per suite."""
+    for name, one in compared["suites"].items():
+        length = "-" if one["measured"] is None else f"{one['measured']:.3f}"
+        console.print(
+            f"{name}: acceptance length {length}, expected {one['expected']:.3f}: {one['verdict']}",
+            soft_wrap=True,
+        )
+    console.print(f"expected: {compared['source']}", style="dim", soft_wrap=True)

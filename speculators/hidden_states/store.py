@@ -37,9 +37,10 @@ from speculators.hidden_states.identity import ANY_DTYPE, StoreIdentity
 from speculators.hidden_states.readers import TEMPORARY, ReaderLog, Readers
 from speculators.hidden_states.types import HiddenStates, Tokens
 from speculators.hidden_states.usage import StoreFullError, Usage, only_if_writable
-from speculators.hidden_states.validation import find_problem
+from speculators.hidden_states.validation import NormBand, find_problem
 
 _FEWEST_QUARANTINED = 20
+_FEWEST_USUAL = 16
 _HEADER_BYTES = 2048
 _REMOVED_SHARE = 20
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -67,6 +68,7 @@ class HiddenStateStore:
         *,
         max_bytes: int | None = None,
         max_bad_fraction: float = 0.01,
+        norm_band: float = 10.0,
     ) -> None:
         self.path = path
         self.identity = identity
@@ -80,6 +82,7 @@ class HiddenStateStore:
         with only_if_writable():  # a store that may only be read needs no count
             self._usage = Usage(path, max_bytes)
         self._readers = Readers(path)
+        self._band = NormBand(identity.layer_ids, norm_band, fewest=_FEWEST_USUAL)
         self._header = identity.header()
         self._columns = [identity.layer_ids.index(i) for i in wanted.layer_ids]
         self._all_columns = len(self._columns) == len(identity.layer_ids)
@@ -93,6 +96,7 @@ class HiddenStateStore:
         create: bool,
         max_bytes: int | None = None,
         max_bad_fraction: float = 0.01,
+        norm_band: float = 10.0,
     ) -> HiddenStateStore:
         """Open a store, or begin one.
 
@@ -102,6 +106,7 @@ class HiddenStateStore:
             create: begin a store where there is none.
             max_bytes: most it may hold; what living runs are done with makes room.
             max_bad_fraction: share of the samples read (and more than 20) that may fail.
+            norm_band: how far a layer's norm may be from that of the samples read before.
 
         Raises:
             HiddenStateError: no store there, not a store, or one of another verifier, tokenizer,
@@ -125,7 +130,12 @@ class HiddenStateStore:
                 + "\nuse another folder for this run, or the settings the store was filled with"
             )
         remove_stale(folder)
-        return cls(folder, identity, wanted, max_bytes=max_bytes, max_bad_fraction=max_bad_fraction)
+        return cls(
+            *(folder, identity, wanted),
+            max_bytes=max_bytes,
+            max_bad_fraction=max_bad_fraction,
+            norm_band=norm_band,
+        )
 
     def close(self) -> None:
         """Let go of the folder."""
@@ -197,7 +207,9 @@ class HiddenStateStore:
         if problem is None and self._float8:
             problem = scale_problem(states, tensors["hidden_states_scale"])
             states = states if problem else restore(states, tensors["hidden_states_scale"])
-        problem = problem or self._find_problem(states, tensors["token_ids"], sample, self.dtype)
+        problem = problem or self._find_problem(
+            *(states, tensors["token_ids"], sample, self.dtype), self._band
+        )
         if problem is not None:
             return self._refuse(sample, problem)
         return self._select(states)
@@ -243,7 +255,12 @@ class HiddenStateStore:
         return restore(*quantise(states)) if self._float8 else states
 
     def _find_problem(
-        self, states: Tensor, tokens: Tensor, sample: Tokens, dtype: torch.dtype
+        self,
+        states: Tensor,
+        tokens: Tensor,
+        sample: Tokens,
+        dtype: torch.dtype,
+        band: NormBand | None = None,
     ) -> str | None:
         return find_problem(
             states,
@@ -252,6 +269,7 @@ class HiddenStateStore:
             layer_ids=self.layer_ids,
             hidden_size=self.identity.hidden_size,
             dtype=dtype,
+            band=band,
         )
 
     def _write(self, path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:

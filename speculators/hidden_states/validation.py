@@ -2,13 +2,64 @@
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 _CHUNK_BYTES = 2**20
+_FEW_TOKENS = 4
+
+
+class NormBand:
+    """Keeps every layer's norm near what it was in the samples before. Used by several threads.
+
+    The norm of a layer is the median over tokens: single tokens carry norms a thousand times
+    larger than the rest (attention sinks), which would move a mean in short samples. What is
+    usual is the median over samples, so that a few bad ones do not move it.
+
+    Args:
+        layers: names of the layer axis.
+        factor: allowed ratio to what is usual, both ways.
+        fewest: samples looked at before any is refused.
+        history: samples looked back on.
+    """
+
+    def __init__(
+        self, layers: Sequence[object], factor: float, *, fewest: int = 4, history: int = 256
+    ) -> None:
+        self._layers, self._factor, self._fewest = tuple(layers), factor, fewest
+        self._norms: deque[np.ndarray] = deque(maxlen=history)
+        self._usual: np.ndarray | None = None
+        self._fresh = 0
+        self._lock = threading.Lock()
+
+    def problem(self, norms: Float[np.ndarray, "token layer"]) -> str | None:
+        """Return which layer of a sample is far from usual, or None and look at it from now on."""
+        if len(norms) < _FEW_TOKENS:
+            return None
+        middle = len(norms) // 2
+        median = np.partition(norms, middle, axis=0)[middle]
+        with self._lock:
+            if self._usual is not None:
+                ratio = median / self._usual
+                if not (ratio.min() >= 1 / self._factor and ratio.max() <= self._factor):
+                    layer = int(np.argmax(np.abs(np.log(np.maximum(ratio, 1e-30)))))
+                    return (
+                        f"norm of layer {self._layers[layer]} is {median[layer]:.3g}, usually "
+                        f"{self._usual[layer]:.3g} "
+                        f"(hidden_states.fetch.norm_band={self._factor:g})"
+                    )
+            self._norms.append(median)
+            self._fresh += 1
+            if self._fresh >= self._fewest and self._fresh * 8 >= len(self._norms):
+                self._fresh = 0
+                self._usual = np.median(np.stack(self._norms), axis=0)
+        return None
 
 
 def find_problem(
@@ -19,6 +70,7 @@ def find_problem(
     layer_ids: Sequence[int],
     hidden_size: int,
     dtype: torch.dtype,
+    band: NormBand | None = None,
 ) -> str | None:
     """Return the first thing wrong with the states of one sample, or None.
 
@@ -29,6 +81,7 @@ def find_problem(
         layer_ids: ids of the layer axis, ascending.
         hidden_size: width [H].
         dtype: number format agreed on.
+        band: what norms are usual; None looks at none.
     """
     shape = (expected_tokens.shape[0], len(layer_ids), hidden_size)
     if tuple(hidden_states.shape) != shape:
@@ -37,7 +90,10 @@ def find_problem(
         return f"states are {hidden_states.dtype}, expected {dtype}"
     if problem := token_problem(token_ids, expected_tokens):
         return problem
-    return value_problem(hidden_states, [str(i) for i in layer_ids])
+    norms = row_norms(hidden_states)
+    if problem := norms_problem(norms, [str(i) for i in layer_ids]):
+        return problem
+    return None if band is None else band.problem(norms.numpy())
 
 
 def value_problem(

@@ -50,6 +50,7 @@ def open_online(
             create=greeting is not None,
             max_bytes=settings.max_bytes,
             max_bad_fraction=settings.fetch.max_bad_fraction,
+            norm_band=settings.fetch.norm_band,
         )
 
     return OnlineSource(

@@ -65,7 +65,7 @@ def _validate(config: Config, verifier: Verifier, console: Console) -> dict[str,
         verifier.tokenizer,
         vocab_size=verifier.spec.vocab_size,
         sequence_length=longest_sample(config, verifier),
-        seed=config.seed,
+        seed=config.data_seed,
         emit=lambda line: console.print(line, soft_wrap=True, markup=False),
     )
     named = sum(listing.dropped.values()) + listing.num_truncated

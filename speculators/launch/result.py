@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from speculators.algorithms.base import Drafter
 from speculators.conversion.durable import replace_text
+from speculators.evaluation.forecast import forecast_speedup
 from speculators.evaluation.result import EvaluationResult
 from speculators.training.result import TrainResult
 
@@ -24,7 +26,9 @@ _DECODED = (
 )
 
 
-def summarise(trained: TrainResult, evaluation: EvaluationResult | None) -> dict[str, Any]:
+def summarise(
+    trained: TrainResult, evaluation: EvaluationResult | None, drafter: Drafter[Any]
+) -> dict[str, Any]:
     """Return the content of `result.json`.
 
     Acceptance is that of real decoding; without an evaluation its keys are null, and what the
@@ -32,9 +36,14 @@ def summarise(trained: TrainResult, evaluation: EvaluationResult | None) -> dict
     """
     decoded = {} if evaluation is None else evaluation.to_dict()
     best = trained.best_checkpoint
+    length = decoded.get("acceptance_length")
+    forecast = None if length is None else forecast_speedup(length, drafter, drafter.spec)
     return {
         **{key: decoded.get(key) for key in _DECODED},
+        "forecast_speedup": forecast,
         "best_value": trained.best_value,
+        "stopped": trained.stopped,
+        **_expected(trained),
         "steps": trained.steps,
         "epochs": trained.epochs,
         "train_seconds": trained.seconds,
@@ -43,6 +52,13 @@ def summarise(trained: TrainResult, evaluation: EvaluationResult | None) -> dict
         "peak_memory_bytes": trained.peak_memory_bytes,
         "checkpoint": None if best is None else str(best.parent / "checkpoint_best"),
     }
+
+
+def _expected(trained: TrainResult) -> dict[str, Any]:
+    """Return what an early end left open; null where the run got to its last step."""
+    keys = ("forecast_acceptance_length", "forecast_acceptance_length_ci95")
+    found = {} if trained.forecast is None else trained.forecast.to_dict()
+    return {key: found.get(key) for key in keys}
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

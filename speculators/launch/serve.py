@@ -7,6 +7,7 @@ import shlex
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -147,7 +148,7 @@ def _needed_bytes(config: Config, spec: VerifierSpec, num_layers: int) -> int:
 
 def _option(arguments: Sequence[str], name: str) -> str | None:
     """Return the value of an option given as `--name value` or `--name=value`."""
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for word, following in pairwise([*arguments, ""]):
         if word == name:
             return following
         if word.startswith(f"{name}="):

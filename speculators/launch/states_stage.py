@@ -72,4 +72,5 @@ def _open_store(
         create=create,
         max_bytes=settings.max_bytes,
         max_bad_fraction=settings.fetch.max_bad_fraction,
+        norm_band=settings.fetch.norm_band,
     )

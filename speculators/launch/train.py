@@ -20,14 +20,17 @@ from speculators.data.prepared import PreparedData, SampleSet
 from speculators.data.report_view import print_report
 from speculators.errors import DataError
 from speculators.evaluation.evaluate import evaluate
-from speculators.evaluation.prompts import Prompt
+from speculators.evaluation.expected import against_published
 from speculators.evaluation.report import write_report
 from speculators.evaluation.result import EvaluationResult
-from speculators.evaluation.summary import summary_table
+from speculators.evaluation.summary import show_expected, show_result
 from speculators.hidden_states.types import HiddenStateSource
+from speculators.launch.circumstances import under_circumstances
 from speculators.launch.data_stage import prepare_data
-from speculators.launch.drafter_stage import build_drafter
-from speculators.launch.prompts_stage import find_prompts
+from speculators.launch.doctor_stage import attend
+from speculators.launch.drafter_stage import Built, build_drafter
+from speculators.launch.forecast_stage import MakeTrainer, forecast_start
+from speculators.launch.prompts_stage import ChosenPrompts, find_prompts
 from speculators.launch.provenance import write_provenance
 from speculators.launch.result import summarise, write_json
 from speculators.launch.states_stage import open_source
@@ -35,12 +38,15 @@ from speculators.launch.threads import limit_threads
 from speculators.launch.validation_stage import Validation
 from speculators.launch.verifier_stage import Verifier
 from speculators.launch.vocabulary_stage import announce_vocabulary
+from speculators.training.checkpoint import CheckpointFolder
 from speculators.training.profile import watched_steps
 from speculators.training.ranks import Ranks
 from speculators.training.result import TrainResult
+from speculators.training.schedule import count_steps
 from speculators.training.step import uses_bfloat16
 from speculators.training.trackers import open_tracker
 from speculators.training.trainer import Trainer
+from speculators.verifier.head import VerifierHead
 
 
 def run(config: Config, argv: Sequence[str] = (), ranks: Ranks | None = None) -> dict[str, Any]:
@@ -72,23 +78,28 @@ class _Training:
     def run(self, argv: Sequence[str]) -> dict[str, Any]:
         with self.ranks.main_first():
             data = prepare_data(self.config, self.verifier)
-        drafter = build_drafter(self.config, self.verifier, data)
-        prompts = self._prompts(data, drafter.num_draft_tokens)
-        self._announce(data, drafter)
-        trained = self._fit(data, drafter, argv)
+        built = build_drafter(self.config, self.verifier, data)
+        prompts = self._prompts(data, built.drafter.num_draft_tokens)
+        self._announce(data, built)
+        trained = self._fit(data, built, argv)
         if not self.ranks.is_main:
             return {}
         evaluation = self._evaluate(prompts, trained)
         if evaluation is not None:
-            write_json(self.folder / "evaluation.json", evaluation.to_dict())
-            self.console.print(summary_table(evaluation))
-        result = summarise(trained, evaluation)
+            show_result(evaluation, self.console)
+            found = evaluation.to_dict()
+            if self.config.expected is not None:
+                found["expected"] = against_published(self.config.expected, found)
+                show_expected(found["expected"], self.console)
+            write_json(self.folder / "evaluation.json", found)
+        result = summarise(trained, evaluation, built.drafter)
         write_json(self.folder / "result.json", result)
         self._conclude(trained, result, write_report(self.folder))
         return result
 
-    def _announce(self, data: PreparedData, drafter: Drafter[Any]) -> None:
-        for notice in self.verifier.tokenizer.notices:
+    def _announce(self, data: PreparedData, built: Built) -> None:
+        drafter = built.drafter
+        for notice in (*self.verifier.tokenizer.notices, *built.notices):
             self.console.print(f"[yellow]note:[/] {notice}", soft_wrap=True)
         print_report(data.report, self.console)
         if self.config.show:
@@ -108,9 +119,12 @@ class _Training:
             f"{self.verifier.spec.num_layers} ({self.verifier.spec.architecture}) on "
             f"{self.verifier.device}"
         )
+        for line in built.transplant.lines() if built.transplant is not None else ():
+            self.console.print(line, soft_wrap=True)
         self.console.print(f"run directory: {self.folder}", soft_wrap=True)
 
-    def _fit(self, data: PreparedData, drafter: Drafter[Any], argv: Sequence[str]) -> TrainResult:
+    def _fit(self, data: PreparedData, built: Built, argv: Sequence[str]) -> TrainResult:
+        drafter = built.drafter
         layer_ids = list(drafter.config.target_layer_ids or ())
         source = open_source(_share_of(self.config, self.ranks), self.verifier, layer_ids)
         head = self.verifier.head()
@@ -127,29 +141,15 @@ class _Training:
                 self.verifier.device,
                 self.config.seed,
             )
-            trainer = Trainer(
-                self.config,
-                drafter,
-                head,
-                self._loader(data.train, source, len(layer_ids), shuffle=True),
-                run_dir=self.folder,
-                validate=validation,
-                tracker=open_tracker(self.config.tracker) if self.ranks.is_main else None,
-                fingerprints={
-                    "data": data.fingerprint,
-                    "vocabulary": drafter.vocabulary.fingerprint,
-                    "verifier": self.verifier.revision(),
-                },
-                device=self.verifier.device,
-                run_yaml=to_yaml(self.config),
-                console=self.console,
-                ranks=self.ranks,
-            )
+            rows = self._loader(data.train, source, len(layer_ids), shuffle=True)
+            make = functools.partial(self._trainer, data, source, head, rows, validation)
+            trainer = make(self.config, drafter, self.folder)
             trainer.restore()
             # Not before it is clear that this is the run of the folder, or a new one.
             if self.ranks.is_main:
                 write_provenance(self.folder, self.config, argv)
                 write_json(self.folder / "data_report.json", data.report.to_dict())
+                self._note_start(built, validation, make, rows)
             with watched_steps(
                 self.config.training.profile_steps if self.ranks.is_main else None,
                 drafter,
@@ -162,6 +162,58 @@ class _Training:
         finally:
             source.close()
 
+    def _trainer(
+        self,
+        data: PreparedData,
+        source: HiddenStateSource,
+        head: VerifierHead,
+        rows: RowLoader,
+        validation: Validation,
+        config: Config,
+        drafter: Drafter[Any],
+        folder: Path,
+    ) -> Trainer:
+        """Return the trainer of a run, or of a short one that tells what to expect of it."""
+        whole = folder == self.folder
+        return Trainer(
+            config,
+            drafter,
+            head,
+            rows,
+            run_dir=folder,
+            validate=validation,
+            tracker=open_tracker(config.tracker) if whole and self.ranks.is_main else None,
+            certify=(
+                attend(config, self.verifier, source, data, ranks=self.ranks, console=self.console)
+                if whole
+                else None
+            ),
+            fingerprints={
+                "data": data.fingerprint,
+                "vocabulary": drafter.vocabulary.fingerprint,
+                "verifier": self.verifier.revision(),
+            },
+            device=self.verifier.device,
+            run_yaml=to_yaml(config),
+            console=self.console if whole else Console(quiet=True),
+            ranks=self.ranks,
+        )
+
+    def _note_start(
+        self, built: Built, validation: Validation, make: MakeTrainer, rows: RowLoader
+    ) -> None:
+        """Write what the drafter came from and, before a first step, what that is worth."""
+        if built.transplant is not None:
+            write_json(self.folder / "transplant.json", built.transplant.to_dict())
+        saved = CheckpointFolder(self.folder / "checkpoints", keep_last=None).newest()
+        if saved is not None or not self.config.speculator.forecast_steps:
+            return
+        last = count_steps(rows.rows_in_epoch, self.config.training)
+        found = forecast_start(self.config, built.drafter, built.fresh, validation, make, last)
+        write_json(self.folder / "forecast.json", found.to_dict())
+        for line in found.lines():
+            self.console.print(line, soft_wrap=True)
+
     def _loader(
         self, samples: SampleSet, source: HiddenStateSource, num_aux: int, *, shuffle: bool
     ) -> RowLoader:
@@ -173,9 +225,10 @@ class _Training:
             hidden_size=self.verifier.spec.hidden_size,
             seed=self.config.seed,
             shuffle=shuffle,
+            pin_memory=self.verifier.device.type == "cuda",
         )
 
-    def _prompts(self, data: PreparedData, num_draft_tokens: int) -> list[Prompt]:
+    def _prompts(self, data: PreparedData, num_draft_tokens: int) -> ChosenPrompts:
         """Return what will be decoded after training; none where nothing will be.
 
         Read before training, so that a bad file does not show after hours.
@@ -183,19 +236,19 @@ class _Training:
         settings = self.config.evaluation
         in_process = self.config.hidden_states.mode is HiddenStatesMode.embedded
         if not settings.enabled or not in_process:
-            return []
+            return ChosenPrompts()
         longest = self.verifier.spec.max_position_embeddings - num_draft_tokens - 1
-        prompts = find_prompts(settings, self.verifier.tokenizer, lambda: data, longest)
-        if not prompts:
+        chosen = find_prompts(settings, self.verifier.tokenizer, lambda: data, longest)
+        if not chosen.prompts:
             raise DataError(
                 "evaluation.prompts=null: no held-out conversation begins with a prompt; give "
                 "evaluation.prompts=FILE, or evaluation.enabled=false"
             )
-        return prompts
+        return chosen
 
-    def _evaluate(self, prompts: list[Prompt], trained: TrainResult) -> EvaluationResult | None:
+    def _evaluate(self, chosen: ChosenPrompts, trained: TrainResult) -> EvaluationResult | None:
         """Decode with the best checkpoint, read back from its folder as a server would."""
-        if not prompts or trained.best_checkpoint is None:
+        if not chosen.prompts or trained.best_checkpoint is None:
             return None
         drafter = read_model(
             trained.best_checkpoint,
@@ -203,14 +256,17 @@ class _Training:
             tables=self.verifier.tables(),
             attention=self.config.attention,
         ).to(self.verifier.device)
-        return evaluate(
+        result = evaluate(
             self.verifier.model(),
             drafter,
             self.verifier.tokenizer,
-            prompts,
+            chosen.prompts,
             self.config.evaluation,
             seed=self.config.seed,
             console=self.console,
+        )
+        return under_circumstances(
+            result, self.config, trained.best_checkpoint, self.verifier, chosen
         )
 
     def _conclude(self, trained: TrainResult, result: dict[str, Any], report: Path) -> None:

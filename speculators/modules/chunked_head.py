@@ -32,6 +32,7 @@ from speculators.modules.divergences import (
 from speculators.modules.gemm import matmul_t, pad_rows
 from speculators.modules.partition import expectation, partition, top_entries
 from speculators.modules.parts import part
+from speculators.modules.transfer import send
 
 _CHUNK_BYTES = {"cpu": 8 * 2**20}
 _CHUNK_BYTES_ACCELERATOR = 512 * 2**20
@@ -134,7 +135,7 @@ def _tiled(
     if "kl" in weights:
         assert teacher is not None
         moments = expectation(teacher.states, teacher.head, head, teacher.softcap)
-        index = teacher.index.to(x.device, non_blocking=True)
+        index = send(teacher.index, x.device)
         expected_logit = (x.to(moments.mean.dtype) * moments.mean[index]).sum(-1)
         terms["kl"] = part.log_partition - expected_logit + moments.negative_entropy[index]
     loss = sum(
@@ -174,10 +175,12 @@ class _RowChunks(torch.autograd.Function):
             ctx.rest = (weights, labels, targets, teacher)
         else:
             ctx.save_for_backward(grad_x)
-        factors = torch.tensor(list(weights.values()), dtype=wide, device=x.device)
         terms = tuple(values)
         ctx.mark_non_differentiable(correct, *terms)
-        return (factors @ values, correct, *terms)
+        loss = torch.zeros_like(values[0])
+        for weight, term in zip(weights.values(), terms, strict=True):
+            loss.add_(term, alpha=weight)
+        return (loss, correct, *terms)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -229,7 +232,7 @@ def _teacher_log_probabilities(teacher: Teacher, rows: slice) -> Tensor:
     logits = _draft_logits(teacher.states[first : last + 1], teacher.head)
     if teacher.softcap is not None:
         logits = teacher.softcap * torch.tanh(logits / teacher.softcap)
-    return logits.log_softmax(-1)[(index - first).to(logits.device, non_blocking=True)]
+    return logits.log_softmax(-1)[send(index - first, logits.device)]
 
 
 def _draft_logits(x: Tensor, head: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from speculators.attention.backend import BlockAttention
 from speculators.config.schema import DraftLayersConfig
+from speculators.modules.compiling import region
 from speculators.modules.gemm import Linear
 from speculators.modules.mlp import SwiGLU
 from speculators.modules.norm import RMSNorm
@@ -120,6 +121,7 @@ class InjectedAttention(nn.Module):
         """Return queries, normed and rotated."""
         return rotate(self.q_norm(self._heads(self.q_proj(u))), by)
 
+    @region
     def context(self, c: Float[Tensor, "*batch width"], by: Rotation) -> KeyValue:
         """Return keys and values, normed and rotated."""
         keys = self.k_norm(self._heads(self.k_proj(c)))
@@ -174,11 +176,20 @@ class DecoderLayer(nn.Module):
             attend: attention under this layer's mask.
             keep: flat slots to go on with (last layer); then the result is `slot hidden`.
         """
-        q, k, v = (x.spread(t) for t in self.self_attn.project(self.input_layernorm(x.rows)))
-        mixed = attend(rotate(q, by), context.keys, context.values, rotate(k, by), v)
+        q, k, v = self._project(x, by)
+        mixed = attend(q, context.keys, context.values, k, v)
         mixed, stream = mixed.flatten(-2), x.spread(x.rows)
         if keep is not None:
             mixed = mixed.flatten(0, 1).index_select(0, keep)
             stream = stream.flatten(0, 1).index_select(0, keep)
+        return self._finish(mixed, stream)
+
+    @region
+    def _project(self, x: BlockStates, by: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = (x.spread(t) for t in self.self_attn.project(self.input_layernorm(x.rows)))
+        return rotate(q, by), rotate(k, by), v
+
+    @region
+    def _finish(self, mixed: Tensor, stream: Tensor) -> Tensor:
         h = stream + self.self_attn.o_proj(mixed)
         return h + self.mlp(self.post_attention_layernorm(h))

@@ -61,7 +61,8 @@ class Linear(torch.nn.Linear):
 
     def forward(self, input: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         """Return input @ weight.T; under autocast in autocast's number format."""
-        if input.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        plain = input.device.type != "cpu" or torch.compiler.is_compiling()
+        if plain or torch.is_autocast_enabled("cpu"):
             return super().forward(input)
         rows = input.reshape(-1, input.shape[-1]).to(self.weight.dtype)
         # While decoding, the bookkeeping of a Function would cost more than the product.

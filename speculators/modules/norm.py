@@ -26,7 +26,8 @@ class RMSNorm(nn.Module):
         """Normalise; computed in fp32 (fp64 stays), returned in the type of `x`."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         weight = self.weight.to(wide.dtype)
-        if x.device.type == "cpu" and torch.is_grad_enabled():
+        by_hand = x.device.type == "cpu" and not torch.compiler.is_compiling()
+        if by_hand and torch.is_grad_enabled():
             return rms_norm(wide, weight, self.eps).to(x.dtype)
         return nn.functional.rms_norm(wide, weight.shape, weight, self.eps).to(x.dtype)
 

@@ -54,6 +54,17 @@ def rope_problem(parameters: Mapping[str, Any]) -> str | None:
     return None
 
 
+def plain_theta(parameters: Mapping[str, Any]) -> float | None:
+    """Return the base of a plain rotary embedding; None for every other kind."""
+    plain = parameters.get("rope_type", "default") == "default" and not rope_problem(parameters)
+    return float(parameters["rope_theta"]) if plain else None
+
+
+def plain_rope(theta: float) -> dict[str, Any]:
+    """Return the `rope_parameters` of a plain rotary embedding."""
+    return {"rope_type": "default", "rope_theta": theta}
+
+
 def serving_rope(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Return only the keys that count, for `config.json`."""
     kind = parameters.get("rope_type", "default")
@@ -90,6 +101,9 @@ def rotate(
 ) -> Float[Tensor, "*batch head head_dim"]:
     """Rotate dimension pairs (i, i + head_dim / 2) of every head by its position's angle."""
     cos, sin = by.cos.to(x.dtype).unsqueeze(-2), by.sin.to(x.dtype).unsqueeze(-2)
+    if torch.compiler.is_compiling():
+        left, right = x.chunk(2, -1)
+        return torch.cat([left * cos - right * sin, right * cos + left * sin], -1)
     return _RotateFunction.apply(x, cos, sin)
 
 

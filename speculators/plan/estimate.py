@@ -71,7 +71,9 @@ def estimate(subject: Subject) -> Estimate:
     """Count everything; nothing is loaded or run."""
     config, drafter, work = subject.config, subject.drafter(), subject.workload()
     cost = drafter.step_cost(work)
-    verifier = 2.0 * num_weights(subject.spec) * work.sequence_length if _runs(config) else 0.0
+    verifier = 0.0
+    if _runs(config):
+        verifier = 2.0 * num_weights(subject.spec, active=True) * work.sequence_length
     peak, seconds = subject.device.peak_flops, None
     if peak is not None:
         rows = config.training.accumulation_steps
@@ -101,7 +103,9 @@ def memory_by_part(subject: Subject, drafter: Drafter[Any], cost: StepCost) -> d
         f"optimizer state ({config.optimizer.name})": state_bytes(parameters, config.optimizer)
         / shards,
     }
-    if config.training.ema_decay is not None:
+    if config.launcher.cpu_offload:
+        memory = dict.fromkeys(memory, 0.0)  # on the host
+    elif config.training.ema_decay is not None:
         memory["average of the weights"] = 4 * moving / shards
     if sharded:
         memory["gathered weights and gradients"] = 2 * work.item * moving

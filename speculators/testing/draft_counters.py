@@ -12,7 +12,7 @@ class DraftCounters:
     """What a drafting server counts.
 
     Args:
-        num_draft_tokens: tokens per draft.
+        num_draft_tokens: tokens per draft; 0 for a server that does not draft, which shows none.
         model: label of every line.
     """
 
@@ -30,6 +30,8 @@ class DraftCounters:
 
     def text(self) -> str:
         """Return Prometheus' text format."""
+        if not self._size:
+            return ""
         labels = f'engine="0",model_name="{self._model}"'
         sums = {
             "drafts": self._drafts,

@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import fcntl
 import itertools
-import json
 import os
 import socket
 import threading
@@ -25,11 +24,12 @@ from typing import Any
 
 import torch
 from aiohttp import web
-from jaxtyping import Float
 from safetensors.torch import save
 from torch import Tensor
 
 from speculators.testing.draft_counters import DraftCounters, DraftingFunction
+from speculators.testing.fake_answers import completion, error_body, send, spoil
+from speculators.testing.fake_stream import stream_answer
 from speculators.testing.faults import Call, Fault, FaultKind, FaultPlan
 
 StatesFunction = Callable[[Sequence[int], Sequence[int]], tuple[Tensor, int]]
@@ -43,11 +43,7 @@ _SMALL_BYTES = 2**20
 
 
 class _Listening(socket.socket):
-    """A listening socket that remembers what it accepted.
-
-    A connection that is being accepted while the event loop ends belongs to nobody yet and would
-    stay open; the system closes those of a process that died.
-    """
+    """A listening socket that remembers what it accepted: the system closes all a dead one had."""
 
     def __init__(self, port: int) -> None:
         super().__init__(socket.AF_INET, socket.SOCK_STREAM)
@@ -60,11 +56,10 @@ class _Listening(socket.socket):
         self._accepted.append(accepted)
         return accepted, address
 
-    def cut(self) -> None:
-        """End every connection that is still open."""
+    def close_accepted(self) -> None:
+        """Close every connection; twice does no harm."""
         for accepted in self._accepted:
-            with contextlib.suppress(OSError):
-                accepted.shutdown(socket.SHUT_RDWR)
+            accepted.close()
 
 
 class FakeVLLM:
@@ -143,12 +138,13 @@ class FakeVLLM:
         return f"http://127.0.0.1:{self.port}/v1"
 
     def start(self) -> FakeVLLM:
-        """Start serving and return when connections are accepted."""
+        """Start serving and return when connections are accepted; also after a death."""
+        self.stop()
         self.folder.mkdir(parents=True, exist_ok=True)
         ready: threading.Event = threading.Event()
         self._thread = threading.Thread(target=self._serve, args=(ready,), daemon=True)
         self._thread.start()
-        if not ready.wait(10):
+        if not ready.wait(60):
             raise RuntimeError("the fake server did not start")
         return self
 
@@ -156,11 +152,10 @@ class FakeVLLM:
         """Cut every connection and stop, as a killed server does. `start` serves again."""
         if self._thread is None:
             return
-        self._loop.call_soon_threadsafe(self._halt.set)
-        self._thread.join(10)
+        with contextlib.suppress(RuntimeError):  # it is dead already
+            self._loop.call_soon_threadsafe(self._halt.set)
+        self._thread.join()
         self._thread = None
-        while self._locks:  # the system releases the locks of a process that died
-            os.close(self._locks.pop())
 
     def __enter__(self) -> FakeVLLM:
         """Start."""
@@ -178,6 +173,10 @@ class FakeVLLM:
     def _serve(self, ready: threading.Event) -> None:
         with ThreadPoolExecutor(8, thread_name_prefix="fake-writer") as self._writers:
             asyncio.run(self._main(ready))
+        # What the system does for a process that died.
+        self._listening.close_accepted()
+        while self._locks:
+            os.close(self._locks.pop())
 
     async def _main(self, ready: threading.Event) -> None:
         self._loop = asyncio.get_running_loop()
@@ -198,13 +197,12 @@ class FakeVLLM:
         ready.set()
         await self._halt.wait()
         await site.stop()
-        self._listening.cut()
-        await asyncio.sleep(0.02)
+        await _let_others_run()  # what was just accepted becomes a connection that can be cut
         for connection in runner.server.connections if runner.server else ():
             if connection.transport is not None:
                 connection.transport.abort()
         await runner.cleanup()
-        await asyncio.sleep(0.02)
+        await _let_others_run()
 
     async def _health(self, request: web.Request) -> web.Response:
         return web.Response(status=200 if self.healthy else 503)
@@ -256,12 +254,12 @@ class FakeVLLM:
             states, tokens = await self._compute(prompt, longest, body.get("stop_token_ids") or ())
         finally:
             self._entered -= 1
-        tensors = _spoil(states.to(self.dtype), torch.tensor(prompt), fault)
+        tensors = spoil(states.to(self.dtype), torch.tensor(prompt), fault)
         delay = fault.seconds if fault and fault.kind is _K.late_file else self.file_delay_seconds
         self._loop.call_later(delay, self._begin_writing, path, tensors, lock, fault)
         named = str(self.called / path.name)
-        answer = _answer(call, self.model, prompt, tokens, named, fault, body)
-        return await _send(request, answer, fault)
+        answer = completion(call, self.model, prompt, tokens, named, fault, body)
+        return await send(request, answer, fault)
 
     async def _compute(
         self, prompt: list[int], longest: int, stops: Sequence[int]
@@ -288,9 +286,11 @@ class FakeVLLM:
             tokens, accepted = self.drafting(call.token_ids, call.max_tokens, stops)
         # The counters follow the answer, as they do in vLLM.
         self._loop.call_later(self.file_delay_seconds, self.counters.count, accepted)
+        if body.get("stream"):
+            return await stream_answer(request, call, tokens, accepted, stops)
         prompt = list(call.token_ids)
-        answer = _answer(call, self.model, prompt, list(tokens), None, fault, body)
-        return await _send(request, answer, fault)
+        answer = completion(call, self.model, prompt, list(tokens), None, fault, body)
+        return await send(request, answer, fault)
 
     def _one_by_one(self, prompt: Sequence[int], longest: int, stops: Sequence[int]) -> list[int]:
         answer: list[int] = []
@@ -306,7 +306,7 @@ class FakeVLLM:
     def _checked_prompt(self, body: dict[str, Any]) -> list[int]:
         if body.get("model") != self.model:
             message = f"The model `{body.get('model')}` does not exist."
-            raise web.HTTPNotFound(text=_error(message, "NotFoundError", 404))
+            raise web.HTTPNotFound(text=error_body(message, "NotFoundError", 404))
         prompt = body["prompt"]
         asked = len(prompt) + body.get("max_tokens", 16)
         if asked > self.max_model_len:
@@ -314,14 +314,14 @@ class FakeVLLM:
                 f"This model's maximum context length is {self.max_model_len} tokens. "
                 f"However, your request needs {asked}."
             )
-            raise web.HTTPBadRequest(text=_error(message, "BadRequestError", 400))
+            raise web.HTTPBadRequest(text=error_body(message, "BadRequestError", 400))
         return prompt
 
     async def _fail_early(self, request: web.Request, fault: Fault | None) -> web.Response | None:
         if fault is None:
             return None
         if fault.kind is _K.status:
-            text = _error(fault.message, "InjectedError", fault.status)
+            text = error_body(fault.message, "InjectedError", fault.status)
             return web.Response(status=fault.status, text=text, content_type="application/json")
         if fault.kind is _K.reset:
             if request.transport is not None:
@@ -329,6 +329,9 @@ class FakeVLLM:
             return web.Response()
         if fault.kind is _K.hang:
             await asyncio.sleep(fault.seconds)
+        if fault.kind is _K.death:
+            self._halt.set()
+            await asyncio.Event().wait()
         return None
 
     def _begin_writing(
@@ -358,92 +361,13 @@ class FakeVLLM:
                 os.close(lock)
 
 
+async def _let_others_run() -> None:
+    """Give the event loop as many turns as opening or closing a connection takes, and more."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
 def _locked(path: Path) -> int:
     descriptor = os.open(f"{path}.lock", os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     return descriptor
-
-
-def _error(message: str, kind: str, code: int) -> str:
-    body = {"message": message, "type": kind, "param": None, "code": code}
-    return json.dumps({"error": body})
-
-
-def _spoil(
-    states: Float[Tensor, "token layer hidden"], tokens: Tensor, fault: Fault | None
-) -> dict[str, Tensor]:
-    """Return the file's tensors, made wrong in the way `fault` says."""
-    kind = fault.kind if fault else None
-    states = states.clone() if kind in (_K.nan, _K.zeros) else states
-    if kind is _K.nan:
-        states[-1, 0, 0] = torch.nan
-    elif kind is _K.zeros:
-        states[len(states) // 2, -1] = 0
-    elif kind is _K.fewer_rows:
-        states = states[:-1]
-    elif kind is _K.wrong_layers:
-        states = states[:, :-1]
-    elif kind is _K.loud:
-        states = states * 1000
-    elif kind is _K.foreign_file:
-        tokens = tokens.flip(0) + 1
-    return {"hidden_states": states.contiguous(), "token_ids": tokens.contiguous()}
-
-
-def _answer(
-    call: Call,
-    model: str,
-    prompt: list[int],
-    tokens: list[int],
-    path: str | None,
-    fault: Fault | None,
-    body: dict[str, Any],
-) -> dict[str, Any]:
-    """Return the completion; token ids only when asked for, as the server does."""
-    kind = fault.kind if fault else None
-    ended = tokens[-1] in (body.get("stop_token_ids") or ())
-    choice: dict[str, Any] = {
-        "index": 0,
-        "text": " token",
-        "logprobs": None,
-        "finish_reason": "stop" if ended else "length",
-        "stop_reason": None,
-        "token_ids": None,
-        "prompt_token_ids": None,
-    }
-    if body.get("return_token_ids"):
-        echo = [*prompt[:-1], prompt[-1] + 1] if kind is _K.wrong_echo else prompt
-        choice |= {"token_ids": tokens, "prompt_token_ids": echo}
-    named = fault.path if fault is not None and kind is _K.path else path
-    nothing = kind is _K.no_path or named is None
-    parameters = None if nothing else {"hidden_states_path": named}
-    return {
-        "id": call.request_id,
-        "object": "text_completion",
-        "model": model,
-        "choices": [choice],
-        "usage": {
-            "prompt_tokens": len(prompt),
-            "total_tokens": len(prompt) + len(tokens),
-            "completion_tokens": len(tokens),
-        },
-        "kv_transfer_params": parameters,
-    }
-
-
-async def _send(
-    request: web.Request, answer: dict[str, Any], fault: Fault | None
-) -> web.StreamResponse:
-    data = json.dumps(answer).encode()
-    kind = fault.kind if fault else None
-    if kind is _K.truncated_json:
-        data = data[: len(data) // 2]
-    if kind is not _K.truncated_body:
-        return web.Response(body=data, content_type="application/json")
-    response = web.StreamResponse(headers={"Content-Type": "application/json"})
-    response.content_length = len(data)
-    await response.prepare(request)
-    await response.write(data[: len(data) // 2])
-    if request.transport is not None:
-        request.transport.abort()
-    return response

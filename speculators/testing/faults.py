@@ -9,11 +9,15 @@ from enum import Enum
 
 
 class FaultKind(Enum):
-    """How one completion goes wrong: first the answer, then the file."""
+    """How one completion goes wrong: first the answer, then the file.
+
+    `death` ends the whole server with the request, until somebody starts it again.
+    """
 
     status = "status"
     reset = "reset"
     hang = "hang"
+    death = "death"
     truncated_json = "truncated_json"
     truncated_body = "truncated_body"
     wrong_echo = "wrong_echo"

@@ -16,7 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speculators.conversion.durable import new_folder, remove_stale, replace_link, replace_text
+from speculators.conversion.durable import (
+    aside,
+    new_folder,
+    remove_stale,
+    replace_link,
+    replace_text,
+)
 from speculators.errors import CheckpointError
 from speculators.training.retention import (
     NAMES,
@@ -32,6 +38,7 @@ OPTIMIZER_FILE = "optimizer_state_dict.pt"
 SCHEDULER_FILE = "scheduler_state_dict.pt"
 RUN_FILE = "run.yaml"
 _LINK_NAME = re.compile(re.escape(BEST_LINK))
+_PARTS_NAME = re.compile(rf"({NAMES.pattern})\.parts")
 
 
 def rng_file(rank: int) -> str:
@@ -53,16 +60,26 @@ class CheckpointFolder:
 
     def remove_unfinished(self) -> list[str]:
         """Remove what killed processes of this run left half-written; return the names."""
-        return remove_stale(self.root, NAMES) + remove_stale(self.root, _LINK_NAME)
+        kinds = (NAMES, _PARTS_NAME, _LINK_NAME)
+        return [name for kind in kinds for name in remove_stale(self.root, kind)]
+
+    def parts(self, name: str) -> Path:
+        """Return where ranks hand over their parts of a checkpoint; known as this process's."""
+        return aside(self.root / f"{name}.parts")
 
     def newest(self) -> str | None:
         """Return the name of the newest complete checkpoint, by global step."""
-        complete = [
+        complete = self.complete()
+        return complete[-1].name if complete else None
+
+    def complete(self) -> list[Path]:
+        """Return the complete checkpoints, oldest first by global step."""
+        found = [
             (read_state(path).position.step, path.name)
             for path in (self.root.iterdir() if self.root.is_dir() else ())
             if NAMES.fullmatch(path.name) and not path.is_symlink() and is_complete(path)
         ]
-        return max(complete)[1] if complete else None
+        return [self.root / name for _, name in sorted(found)]
 
     def incomplete(self) -> list[str]:
         """Return the names of folders that look like checkpoints but are not complete."""
@@ -95,6 +112,7 @@ class CheckpointFolder:
         write_model: Callable[[Path], None],
         tensors: Mapping[str, Any],
         run_yaml: str,
+        accompany: Callable[[Path], None] | None = None,
     ) -> None:
         """Write one checkpoint, point `checkpoint_best` at the best, and delete what may go.
 
@@ -104,6 +122,8 @@ class CheckpointFolder:
             write_model: writes `config.json` and `model.safetensors` into a folder.
             tensors: file name -> content, saved with `torch.save`.
             run_yaml: content of `run.yaml`.
+            accompany: may add files that later commands change; the completeness mark leaves them
+                out.
 
         Raises:
             CheckpointError: the disk is full, or the weights are not fit to be saved.
@@ -115,6 +135,8 @@ class CheckpointFolder:
                 _save(folder / file_name, content)
             (folder / RUN_FILE).write_text(run_yaml, encoding="utf-8")
             state.files = {p.name: p.stat().st_size for p in sorted(folder.iterdir())}
+            if accompany is not None:
+                accompany(folder)
             replace_text(folder / STATE_FILE, state.to_json())
         self.point_to_best(state)
         for old in dispensable(state.saved, self._keep_last, state.best_checkpoint):
@@ -134,7 +156,8 @@ class CheckpointFolder:
         """
         path = self.root / name / file_name
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            # Mapped: of ranks that each take their part, all read the same pages.
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
             reason = str(error).splitlines()[0]
             raise CheckpointError(

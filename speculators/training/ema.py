@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from jaxtyping import Bool
+from torch import Tensor, nn
 
 from speculators.errors import CheckpointError
-from speculators.training.spread import Spread
+from speculators.training.spread import Spread, own_part
 
 
 class WeightAverage:
@@ -27,16 +28,21 @@ class WeightAverage:
         self._parameters = dict(parameters)
         self._decay = decay
         self._average = {name: p.detach().clone() for name, p in self._parameters.items()}
-        self._num_updates = 0
+        device = next(iter(self._average.values())).device
+        self._num_updates = torch.zeros((), dtype=torch.int64, device=device)
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Take in the present weights, once per optimizer step that moved them."""
-        decay = min(self._decay, (1 + self._num_updates) / (10 + self._num_updates))
-        averages = list(self._average.values())
-        weights = [p.detach() for p in self._parameters.values()]
-        torch._foreach_lerp_(averages, weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
-        self._num_updates += 1
+    def update(self, moved: Bool[Tensor, ""] | bool = True) -> None:
+        """Take in the present weights, once per optimizer step.
+
+        Args:
+            moved: whether the step moved them; if not, nothing changes. May lie on the device.
+        """
+        n = self._num_updates
+        taken = (1 - ((1 + n) / (10 + n)).clamp(max=self._decay)) * moved
+        for name, average in self._average.items():
+            own_part(average).lerp_(own_part(self._parameters[name].detach()), taken)
+        n += moved
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -47,10 +53,9 @@ class WeightAverage:
         finally:
             self._swap()
 
-    def state(self, spread: Spread) -> dict[str, object]:
-        """Return the whole average and its counter, for a checkpoint."""
-        average = {name: spread.snapshot(value) for name, value in self._average.items()}
-        return {"num_updates": self._num_updates, "average": average}
+    def state(self) -> dict[str, object]:
+        """Return the average, spread as the weights are, and its counter."""
+        return {"num_updates": int(self._num_updates), "average": dict(self._average)}
 
     @torch.no_grad()
     def load(self, state: Mapping[str, object] | None, spread: Spread) -> None:
@@ -66,7 +71,7 @@ class WeightAverage:
             )
         for name, value in self._average.items():
             value.copy_(spread.place(average[name], value))
-        self._num_updates = int(str(state["num_updates"])) if state else 0
+        self._num_updates.fill_(int(str(state["num_updates"])) if state else 0)
 
     @torch.no_grad()
     def _swap(self) -> None:

@@ -22,15 +22,21 @@ def note_bad_step(state: TrainerState, report: StepReport) -> dict[str, Any] | N
     return {"tensor": report.bad_tensor, "samples": list(report.sample_ids[:_SHOWN_SAMPLES])}
 
 
-def stop_if_lost(state: TrainerState, max_bad_steps: int, bad: dict[str, Any]) -> None:
+def stop_if_lost(state: TrainerState, step: int, max_bad_steps: int, bad: dict[str, Any]) -> None:
     """Stop a run that only skips.
+
+    Args:
+        state: counts skipped steps.
+        step: steps made until the last of them.
+        max_bad_steps: how many in a row are too many.
+        bad: what `note_bad_step` returned.
 
     Raises:
         SpeculatorsError: `max_bad_steps` steps in a row were not finite.
     """
     if state.bad_steps_in_a_row >= max_bad_steps:
         raise SpeculatorsError(
-            f"training stopped after step {state.position.step}: {state.bad_steps_in_a_row} steps "
+            f"training stopped after step {step}: {state.bad_steps_in_a_row} steps "
             f"in a row were NaN or infinite (training.max_bad_steps), first: "
             f"{state.first_bad_tensor}; lower optimizer.lr, or look at samples "
             f"{', '.join(bad['samples']) or '(unnamed)'}"

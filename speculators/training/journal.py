@@ -10,7 +10,7 @@ from rich.console import Console
 
 from speculators.training.metrics import METRICS_FILE, TIMING_FILE, JsonLines
 from speculators.training.progress import TrainingProgress
-from speculators.training.state import TrainerState
+from speculators.training.state import Position, TrainerState
 from speculators.training.trackers import ShieldedTracker, Tracker
 
 
@@ -66,9 +66,8 @@ class Journal:
         """Show how training stands at this moment; nothing is recorded."""
         self._progress.status(text)
 
-    def metrics(self, kind: str, state: TrainerState, values: Mapping[str, Any]) -> None:
+    def metrics(self, kind: str, position: Position, values: Mapping[str, Any]) -> None:
         """Record what is a function of configuration, data and seed alone."""
-        position = state.position
         line = {"step": position.step, "epoch": position.epoch, "kind": kind, **values}
         self._metrics.write(line)
         self._tracker.log(line)
@@ -107,7 +106,7 @@ class NoJournal:
     def status(self, text: str) -> None:
         """Show nothing."""
 
-    def metrics(self, kind: str, state: TrainerState, values: Mapping[str, Any]) -> None:
+    def metrics(self, kind: str, position: Position, values: Mapping[str, Any]) -> None:
         """Record nothing."""
 
     def timing(self, kind: str, state: TrainerState, values: Mapping[str, Any]) -> None:

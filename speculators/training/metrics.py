@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
+from jaxtyping import Float, Num
 from torch import Tensor
 
 from speculators.algorithms.base import Output
@@ -40,7 +41,7 @@ class MetricSums:
 
     def add_value(self, name: str, value: float, like: Tensor) -> None:
         """Take in one number to be averaged; `like` names the device of the others."""
-        self._put(name, like.new_tensor(value), like.new_ones(()))
+        self._put(name, like.new_full((), value), like.new_ones(()))
 
     def values(self, ranks: Ranks | None = None) -> dict[str, float | None]:
         """Return sum / count of every metric over all ranks, None where the count is 0."""
@@ -64,16 +65,15 @@ class MetricSums:
 
     def load(self, state: Mapping[str, Mapping[str, float]], device: torch.device) -> None:
         """Go on from what `state` returned."""
-        kind = _widest(device)
+        kind = widest(device)
         self._sums, self._counts = (
             {k: torch.tensor(v, dtype=kind, device=device) for k, v in state[part].items()}
             for part in ("sums", "counts")
         )
 
     def _put(self, name: str, value: Tensor, count: Tensor) -> None:
-        kind = _widest(value.device)
         for table, number in ((self._sums, value), (self._counts, count)):
-            number = number.detach().to(value.device, kind)
+            number = widened(number.to(value.device))
             table[name] = table[name] + number if name in table else number
 
 
@@ -150,5 +150,11 @@ def merged_states(
     return merged
 
 
-def _widest(device: torch.device) -> torch.dtype:
+def widest(device: torch.device) -> torch.dtype:
+    """Return the number format of sums on a device; counts of tokens are exact in it."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def widened(number: Num[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Return a number in the format of sums, where it is, without gradient."""
+    return number.detach().to(widest(number.device))

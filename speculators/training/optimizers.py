@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
@@ -16,7 +18,6 @@ from speculators.config.schema import AdamWConfig, MuonConfig, OptimizerConfig
 from speculators.errors import CheckpointError, ConfigError
 from speculators.training.spread import Spread
 
-_FUSED_DEVICES = ("cpu", "cuda")
 _TABLES = ("embed_tokens", "lm_head")
 Named = list[tuple[str, nn.Parameter]]
 
@@ -79,18 +80,24 @@ def set_learning_rate(optimizers: Sequence[Optimizer], factor: float) -> float:
     return float(optimizers[0].param_groups[0]["lr"])
 
 
-def optimizer_states(optimizers: Sequence[Optimizer], spread: Spread) -> list[dict[str, Any]]:
-    """Return the whole state of each optimizer, parameters identified by name in its groups."""
-    states = [optimizer.state_dict() for optimizer in optimizers]
-    for state in states:
-        state["state"] = {
-            number: {
-                key: spread.snapshot(value) if isinstance(value, Tensor) else value
-                for key, value in of.items()
-            }
-            for number, of in state["state"].items()
-        }
-    return states
+def step_if(optimizer: Optimizer, usable: Bool[Tensor, ""]) -> None:
+    """Move the weights where `usable` is true; otherwise weights and moments stay as they are.
+
+    Fused optimizers decide on the device (as for loss scaling); the others wait for the answer.
+    """
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
+        optimizer.found_inf = (~usable).to(torch.float32)  # pyright: ignore[reportAttributeAccessIssue]
+        optimizer.step()
+    elif bool(usable):
+        optimizer.step()
+
+
+def optimizer_states(optimizers: Sequence[Optimizer]) -> list[dict[str, Any]]:
+    """Return the state of each optimizer, parameters identified by name in its groups.
+
+    Its tensors are the optimizer's own, spread as the weights are.
+    """
+    return [optimizer.state_dict() for optimizer in optimizers]
 
 
 def load_optimizer_states(
@@ -137,14 +144,12 @@ def _adamw(named: Named, config: AdamWConfig | MuonConfig, lr: float) -> Optimiz
         {"params": [n for n in named if n[1].ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [n for n in named if n[1].ndim < 2], "weight_decay": 0.0},
     ]
-    fused = all(p.device.type in _FUSED_DEVICES for _, p in named)
-    optimizer = AdamW(
-        [group for group in groups if group["params"]],
-        lr=lr,
-        betas=(config.beta1, config.beta2),
-        eps=config.eps,
-        fused=fused or None,
-    )
+    groups = [group for group in groups if group["params"]]
+    settings = {"lr": lr, "betas": (config.beta1, config.beta2), "eps": config.eps}
+    try:
+        optimizer = AdamW(groups, **settings, fused=True)
+    except RuntimeError:  # not on this device
+        optimizer = AdamW(groups, **settings)
     return _with_peak(optimizer, lr)
 
 

@@ -16,6 +16,8 @@ SHOWN = {
     ("train", "block_acceptance_length"): "tau {:.2f} (blocks)",
     ("validation", "loss"): "validation loss {:.3f}",
     ("validation", "acceptance_length"): "tau {:.2f} (walk)",
+    ("validation", "forecast_acceptance_length"): "{:.2f} expected at the end",
+    ("validation", "forecast_acceptance_length_ci95"): "({:.2f} to {:.2f})",
 }
 """Kind of line and metric -> how it is shown; a metric that a line lacks is not."""
 
@@ -83,8 +85,13 @@ class TrainingProgress:
         validation lines always.
         """
         for (kind, name), form in SHOWN.items():
-            if line.get("kind") == kind and isinstance(line.get(name), float | int):
-                self._values[kind, name] = form.format(line[name])
+            if line.get("kind") != kind:
+                continue
+            value = line.get(name)
+            self._values.pop((kind, name), None)
+            if isinstance(value, float | int | list):
+                values = value if isinstance(value, list) else [value]
+                self._values[kind, name] = form.format(*values)
         values = self._shown()
         self._bar.update(self._task, values=values)
         if self._console.is_terminal:

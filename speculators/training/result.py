@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from speculators.training.forecast import Forecast
+
 
 @dataclass(frozen=True)
 class TrainResult:
@@ -20,6 +22,8 @@ class TrainResult:
         tokens: tokens seen, padding excluded.
         tokens_per_second: tokens over the time spent in steps.
         peak_memory_bytes: of the CUDA device, else of the process.
+        stopped: why the run ended before its last step (`training.stop_when`), else None.
+        forecast: what its last step was expected to reach; None where it got there.
     """
 
     steps: int
@@ -31,3 +35,5 @@ class TrainResult:
     tokens: int
     tokens_per_second: float
     peak_memory_bytes: int
+    stopped: str | None = None
+    forecast: Forecast | None = None

@@ -24,7 +24,11 @@ _IDENTITY = (
     "training.validation_samples",
     "training.ema_decay",
 )
-_HARMLESS_PARTS = ("speculator.from_pretrained",)
+_HARMLESS_PARTS = (
+    "speculator.from_pretrained",
+    "speculator.pretrained_verifier",
+    "speculator.forecast_steps",
+)
 _SILENT = (
     "output_dir",
     "cache_dir",
@@ -32,9 +36,14 @@ _SILENT = (
     "show",
     "tracker.",
     "evaluation.",
+    "doctor.",
+    "expected",
+    "expected.",
+    "training.compile",
     "training.profile_steps",
     "training.resume",
     "training.allow_changes",
+    "training.checkpoint_in_background",
     "training.name",
 )
 

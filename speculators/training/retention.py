@@ -15,9 +15,9 @@ _OURS = (
     "model.safetensors",
     "optimizer_state_dict.pt",
     "scheduler_state_dict.pt",
-    "rng_state_rank0.pt",
     "run.yaml",
 )
+_OF_RANKS = "rng_state_rank*.pt"
 
 
 def dispensable(saved: Sequence[str], keep_last: int | None, best: str | None) -> list[str]:
@@ -40,8 +40,8 @@ def delete_checkpoint(folder: Path) -> None:
     The completeness mark goes first: a deletion cut short leaves no folder that looks whole.
     Files put there by someone else stay.
     """
-    for name in (STATE_FILE, *_OURS):
-        (folder / name).unlink(missing_ok=True)
+    for path in (folder / STATE_FILE, *(folder / n for n in _OURS), *folder.glob(_OF_RANKS)):
+        path.unlink(missing_ok=True)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
 

@@ -11,23 +11,37 @@ over processes, never means.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
     FSDPModule,
     MixedPrecisionPolicy,
+    OffloadPolicy,
     fully_shard,
     register_fsdp_forward_method,
 )
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from speculators.algorithms.base import Drafter
+from speculators.config.schema import LauncherConfig
 from speculators.training.ranks import Ranks
 
 _BUCKET_BYTES = 64 * 2**20
@@ -49,8 +63,17 @@ class Spread(Protocol):
         """Return a weight, moment or norm as one tensor; every process must call."""
         ...
 
-    def snapshot(self, tensor: Tensor) -> Tensor:
-        """Return a copy of `whole` in main memory, for the main process to write."""
+    def stage(self, state: dict[str, Any], aside: Path) -> Callable[[], dict[str, Any] | None]:
+        """Copy weights and moments so that training may go on; every process must call.
+
+        Args:
+            state: nested, of tensors spread as the drafter's are, and plain values.
+            aside: a folder that does not exist, for what processes have to hand over.
+
+        Returns:
+            To be called once, by every process and from any thread: gives the main process the
+            copy, of whole tensors on the host, and the others None.
+        """
         ...
 
     def place(self, tensor: Tensor, like: Tensor) -> Tensor:
@@ -68,6 +91,7 @@ class Replicated:
 
     def __init__(self, drafter: Drafter[Any], ranks: Ranks) -> None:
         self._drafter, self._ranks = drafter, ranks
+        self._stager = new_stager(next(drafter.parameters()).device)
 
     def expect(self, *, last: bool) -> None:
         """Nothing travels during backward passes."""
@@ -91,13 +115,14 @@ class Replicated:
         """Return it: it is whole."""
         return tensor.detach()
 
-    def snapshot(self, tensor: Tensor) -> Tensor:
-        """Copy it."""
-        return tensor.detach().to("cpu", copy=True)
+    def stage(self, state: dict[str, Any], aside: Path) -> Callable[[], dict[str, Any] | None]:
+        """Copy it in the main process."""
+        copied: Any = self._stager.stage(state) if self._ranks.is_main else None
+        return lambda: copied
 
     def place(self, tensor: Tensor, like: Tensor) -> Tensor:
-        """Return it: nothing is split."""
-        return tensor
+        """Return a copy: nothing is split."""
+        return tensor.to(like.device, copy=True)
 
     @contextmanager
     def assembled(self) -> Iterator[Drafter[Any] | None]:
@@ -113,15 +138,27 @@ class Sharded:
         ranks: of the run.
         device: of the drafter.
         arithmetic: weights are gathered in it; gradients are summed in fp32.
+        cpu_offload: keep weights, gradients and moments on the host, and update them there.
     """
 
     def __init__(
-        self, drafter: Drafter[Any], ranks: Ranks, device: torch.device, arithmetic: torch.dtype
+        self,
+        drafter: Drafter[Any],
+        ranks: Ranks,
+        device: torch.device,
+        arithmetic: torch.dtype,
+        *,
+        cpu_offload: bool = False,
     ) -> None:
         # Buffers are the verifier's tables, several GiB: the copy shares them.
         memo = {id(buffer): buffer for buffer in drafter.buffers()}
         self._whole = copy.deepcopy(drafter, memo) if ranks.is_main else None
-        self._drafter = drafter
+        self._drafter, self._ranks = drafter, ranks
+        self._stager = new_stager(device)
+        self._saving: Any = dist.new_group(
+            backend="gloo"
+        )  # its messages overtake those of training
+        self._alone: Any = dist.new_group([0], backend="gloo")
         self._mesh = init_device_mesh(device.type, (ranks.world_size,))
         policy = MixedPrecisionPolicy(
             param_dtype=arithmetic, reduce_dtype=torch.float32, cast_forward_inputs=False
@@ -134,6 +171,9 @@ class Sharded:
             mp_policy=policy,
             reshard_after_forward=False,
             ignored_params=frozen,
+            offload_policy=CPUOffloadPolicy(pin_memory=device.type == "cuda")
+            if cpu_offload
+            else OffloadPolicy(),
         )
         assert isinstance(drafter, FSDPModule)
         drafter.set_gradient_divide_factor(1.0)
@@ -153,10 +193,33 @@ class Sharded:
         tensor = tensor.detach()
         return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
-    def snapshot(self, tensor: Tensor) -> Tensor:
-        """Gather and copy it; processes that do not write keep nothing."""
-        whole = self.whole(tensor)
-        return whole.to("cpu", copy=True) if self._whole is not None else whole.new_empty(0)
+    def stage(self, state: dict[str, Any], aside: Path) -> Callable[[], dict[str, Any] | None]:
+        """Copy this process's part, and write it to `aside` in the background.
+
+        By `torch.distributed.checkpoint`, as safetensors; the main process puts the parts together.
+        """
+        leaves, structure = tree_flatten(state)
+        tensors = {str(n): leaf for n, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
+        shapes = {key: (tensor.shape, tensor.dtype) for key, tensor in tensors.items()}
+        written = async_save(
+            tensors,
+            storage_writer=HuggingFaceStorageWriter(str(aside), save_distributed=True),
+            process_group=self._saving,
+            async_stager=self._stager,
+        )
+        assert isinstance(written, Future)
+
+        def whole() -> dict[str, Any] | None:
+            written.result()
+            if not self._ranks.is_main:
+                return None
+            found = {key: torch.empty(shape, dtype=kind) for key, (shape, kind) in shapes.items()}
+            reader = HuggingFaceStorageReader(str(aside))
+            load(found, storage_reader=reader, process_group=self._alone)
+            shutil.rmtree(aside)
+            return tree_unflatten([found.get(str(n), x) for n, x in enumerate(leaves)], structure)
+
+        return whole
 
     def place(self, tensor: Tensor, like: Tensor) -> Tensor:
         """Take this process's part of it."""
@@ -178,12 +241,36 @@ class Sharded:
 
 
 def spread_drafter(
-    drafter: Drafter[Any], ranks: Ranks, *, sharded: bool, device: torch.device, bfloat16: bool
+    drafter: Drafter[Any],
+    ranks: Ranks,
+    launcher: LauncherConfig,
+    *,
+    device: torch.device,
+    bfloat16: bool,
 ) -> Spread:
     """Spread a drafter that lies on `device` with fp32 weights, in place."""
-    if not sharded:
+    if launcher.name != "fsdp":
         return Replicated(drafter, ranks)
-    return Sharded(drafter, ranks, device, torch.bfloat16 if bfloat16 else torch.float32)
+    arithmetic = torch.bfloat16 if bfloat16 else torch.float32
+    return Sharded(drafter, ranks, device, arithmetic, cpu_offload=launcher.cpu_offload)
+
+
+def new_stager(device: torch.device) -> DefaultStager:
+    """Return what copies weights to the host; its buffers are pinned for a GPU, and used again."""
+    pinned = device.type == "cuda"
+    return DefaultStager(
+        StagingOptions(
+            use_pinned_memory=pinned,
+            use_shared_memory=False,
+            use_async_staging=False,
+            use_non_blocking_copy=pinned,
+        )
+    )
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """Return what this process holds of a weight or moment, to work on in place."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:

@@ -44,6 +44,7 @@ class TrainerState:
         best_step: step it was reached at.
         best_checkpoint: folder name of the checkpoint saved there.
         best_metric: what "best" means.
+        curve: (step, acceptance length) of each validation.
         validation_due: the last step's validation was begun and not finished.
         bad_steps: steps skipped for NaN or infinity.
         bad_steps_in_a_row: how many of them were the last ones.
@@ -66,6 +67,7 @@ class TrainerState:
     best_step: int | None = None
     best_checkpoint: str | None = None
     best_metric: str = ""
+    curve: list[tuple[int, float]] = field(default_factory=list)
     validation_due: bool = False
     bad_steps: int = 0
     bad_steps_in_a_row: int = 0
@@ -97,7 +99,9 @@ def read_state(folder: Path) -> TrainerState:
         values = json.loads(path.read_text(encoding="utf-8"))
         if values.pop("format") != _FORMAT:
             raise ValueError("written by another version of this package")
-        return TrainerState(**{**values, "position": Position(**values["position"])})
+        values["position"] = Position(**values["position"])
+        values["curve"] = [(step, length) for step, length in values.get("curve", [])]
+        return TrainerState(**values)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
 

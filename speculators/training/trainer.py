@@ -7,7 +7,6 @@ its newest checkpoint.
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
 import time
@@ -19,22 +18,24 @@ import torch
 from rich.console import Console
 
 from speculators.algorithms.base import Drafter
-from speculators.config.schema import Config
-from speculators.conversion.layout import write_model
+from speculators.config.schema import Config, TrainingConfig
 from speculators.data.types import PackedBatch
-from speculators.errors import CheckpointError, HiddenStateError
+from speculators.errors import CheckpointError, HiddenStateError, LaunchError
+from speculators.modules.compiling import compiler_problem, num_graphs
+from speculators.training.accounts import Accounts
+from speculators.training.certify import Certify, certify_start
 from speculators.training.checkpoint import CheckpointFolder
 from speculators.training.ema import WeightAverage
-from speculators.training.guard import note_bad_step, stop_if_lost
 from speculators.training.interrupt import InterruptError, StopRequest
 from speculators.training.journal import Journal, NoJournal
 from speculators.training.memory import peak_memory_bytes
-from speculators.training.metrics import MetricSums, merged_states
 from speculators.training.optimizers import build_optimizers
+from speculators.training.outlook import Outlook
 from speculators.training.ranks import Ranks
 from speculators.training.result import TrainResult
 from speculators.training.resume import compare, require_resumable, settings_of
 from speculators.training.rows import EpochRows, RowSource
+from speculators.training.saving import Saver
 from speculators.training.schedule import Schedule, count_steps
 from speculators.training.spread import spread_drafter
 from speculators.training.state import TrainerState, read_state
@@ -61,6 +62,7 @@ class Trainer:
         run_dir: gets `metrics.jsonl`, `timing.jsonl` and `checkpoints/`.
         validate: measures the drafter on held-out rows; None makes the newest checkpoint the best.
         tracker: where metrics go besides the files.
+        certify: examines the drafter before the first step and at every checkpoint.
         fingerprints: name -> content hash of what must not change between starts (data,
             vocabulary, verifier); the loader's own is added.
         device: where to train.
@@ -83,6 +85,7 @@ class Trainer:
         run_dir: Path,
         validate: Validate | None,
         tracker: Tracker | None = None,
+        certify: Certify | None = None,
         fingerprints: Mapping[str, str] | None = None,
         device: torch.device,
         run_yaml: str | None = None,
@@ -91,9 +94,10 @@ class Trainer:
     ) -> None:
         self._settings = config.training
         self._ranks = ranks = ranks or Ranks()
+        require_compiler(self._settings, device)
         self._drafter, self._loader, self._validate = drafter.to(device), loader, validate
         self._run_dir, self._device = run_dir, device
-        self._tracker = tracker or NoTracker()
+        self._tracker, self._certify = tracker or NoTracker(), certify
         self._console = console or Console(stderr=True, highlight=False)
         parameters = drafter.trainable_parameters()
         for parameter in parameters.values():
@@ -101,7 +105,7 @@ class Trainer:
         spread = spread_drafter(
             drafter,
             ranks,
-            sharded=config.launcher.name == "fsdp",
+            config.launcher,
             device=device,
             bfloat16=uses_bfloat16(self._settings.precision, device),
         )
@@ -113,6 +117,9 @@ class Trainer:
         self._rows_per_step = self._settings.accumulation_steps * ranks.world_size
         self._total_steps = count_steps(loader.rows_in_epoch, self._settings, ranks.world_size)
         self._schedule = Schedule(config.schedule, self._total_steps)
+        longest = drafter.num_draft_tokens + 1
+        self._outlook = Outlook(self._settings.stop_when, self._total_steps, longest)
+        self._stopped: str | None = None
         self._stepper = Stepper(
             drafter,
             teacher.to(device),
@@ -123,14 +130,22 @@ class Trainer:
             config.seed,
             ranks,
             spread,
+            self._settings.compile,
         )
         self._checkpoints = CheckpointFolder(run_dir / "checkpoints", self._settings.keep_last)
-        self._sums = MetricSums()
         self._state = TrainerState()
         self._plain_settings = settings_of(config, drafter.config)
         self._plain_settings["rows_per_step"] = self._rows_per_step
         self._fingerprints = {"rows": loader.fingerprint, **(fingerprints or {})}
-        self._run_yaml = run_yaml or json.dumps(self._plain_settings, indent=2) + "\n"
+        self._saver = Saver(
+            self._checkpoints,
+            self._weights,
+            self._settings.checkpoint_dtype,
+            run_yaml or json.dumps(self._plain_settings, indent=2) + "\n",
+            in_background=self._settings.checkpoint_in_background,
+            certify=certify,
+            arithmetic=self._stepper.autocast,
+        )
         self._saved_step = 0
         self._watchdog = Watchdog(ranks.rank, config.launcher.stall_seconds, _print_line)
         self._waiting = Waiting(loader)
@@ -147,25 +162,26 @@ class Trainer:
         """
         self.restore()
         state = self._state
-        if state.position.step >= self._total_steps and not state.validation_due:
-            self._say(
-                f"{self._run_dir}: training is complete ({state.position.step} steps); nothing to "
-                "do. More steps: raise training.max_steps or training.epochs; a new run: choose "
-                "another output_dir"
-            )
+        if self._is_over() and not state.validation_due:
+            self._say_complete()
             return self._result()
         self._start, self._seconds_before = time.perf_counter(), state.seconds
         self._drafter.train()
+        if self._certify is not None and state.position.step == 0:
+            certify_start(self._certify, self._weights, self._stepper.autocast)
         journal = self._open_journal()
         patient = self._ranks.world_size > 1  # signals come twice: directly, and from the agent
         with journal, self._watchdog, StopRequest(insist=not patient) as stop:
             try:
                 if state.validation_due:
                     self._validate_and_save(journal, epoch_ends=self._epoch_ends())
-                while state.position.step < self._total_steps:
+                while not self._is_over():
                     self._train_epoch(journal, stop)
+                self._saver.finish()
             except HiddenStateError as error:  # of samples to come: every step made is whole
                 raise type(error)(f"{error}. {self._save_last(journal)}") from error
+            finally:
+                self._saver.wait()
         return self._result()
 
     def _open_journal(self) -> Journal | NoJournal:
@@ -187,12 +203,15 @@ class Trainer:
             self._checkpoints.remove_unfinished()
         for name in self._checkpoints.incomplete():
             self._say(f"checkpoints/{name}: is not complete, so it is left alone")
-        name = self._checkpoints.newest()
+        name = self._ranks.share(self._checkpoints.newest())
         if name is not None:
             self._go_on_from(name)
         self._state.settings = self._plain_settings
         self._state.fingerprints = self._fingerprints
         self._state.total_steps = self._total_steps
+        limit = self._settings.max_bad_steps
+        self._accounts = Accounts(self._state, self._device, limit, self._ranks)
+        self._stopped = self._outlook.stop_reason(self._state)
         self._restored = True
 
     def _go_on_from(self, name: str) -> None:
@@ -208,18 +227,10 @@ class Trainer:
         for line in accepted:
             self._say(f"changed since {name}: {line}")
         self._weights.load(self._checkpoints, name)
-        self._load_sums(state)
         self._state, self._saved_step = state, state.position.step
         if self._ranks.is_main:
             self._checkpoints.point_to_best(state)
         self._say(f"going on from checkpoints/{name}: step {self._saved_step}")
-
-    def _load_sums(self, state: TrainerState) -> None:
-        saved, ranks = state.metric_sums, self._ranks
-        if len(saved) == ranks.world_size:
-            self._sums.load(saved[ranks.rank], self._device)
-        elif ranks.is_main:
-            self._sums.load(merged_states(saved), self._device)
 
     def _train_epoch(self, journal: Journal | NoJournal, stop: StopRequest) -> None:
         """Train on the rest of the present epoch, or on the next when it is over."""
@@ -228,14 +239,16 @@ class Trainer:
             position.epoch, position.row = position.epoch + 1, 0
         waited, start = 0.0, time.perf_counter()
         with EpochRows(self._loader, position.epoch, position.row, self._ranks) as rows:
-            while position.row < rows.num_rows and position.step < self._total_steps:
+            while position.row < rows.num_rows and not self._is_over():
                 left = min(self._rows_per_step, rows.num_rows - position.row)
                 count = -(-left // self._ranks.world_size)
                 factor = self._schedule.factor(position.step)
                 mine = self._watched(rows.take(count))
                 report = self._stepper.run(mine, count, position.step, factor)
-                position.row += left
-                self._account(report, journal)
+                position.row, position.step = position.row + left, position.step + 1
+                if self._weights.average is not None:
+                    self._weights.average.update(report.usable)
+                self._accounts.add(report, journal)
                 seconds = time.perf_counter() - start
                 self._state.step_seconds += seconds
                 self._waiting.add(seconds, rows.seconds - waited, first=waited == 0.0)
@@ -267,44 +280,26 @@ class Trainer:
                 return
             yield row
 
-    def _account(self, report: StepReport, journal: Journal | NoJournal) -> None:
-        state, position = self._state, self._state.position
-        position.step += 1
-        position.tokens += report.num_tokens
-        position.supervised_tokens += report.num_supervised
-        if report.bad_tensor is None:
-            self._sums.add(report.output)
-        if report.gradient_norm is not None:
-            self._sums.add_value("gradient_norm", report.gradient_norm, report.output.loss_sum)
-        if report.moved and self._weights.average is not None:
-            self._weights.average.update()
-        journal.advance(position.step)
-        bad = note_bad_step(state, report)
-        if bad is not None:
-            journal.metrics("bad_step", state, bad)
-            stop_if_lost(state, self._settings.max_bad_steps, bad)
-
     def _log(self, report: StepReport, journal: Journal | NoJournal, seconds: float) -> None:
         state, position = self._state, self._state.position
         if position.step < self._total_steps and position.step % self._settings.log_every_steps:
             return
+        self._accounts.settle(journal)
         values = {
-            "loss": None,
-            "gradient_norm": None,
-            **self._sums.values(self._ranks),
+            **self._accounts.means(),
             "learning_rate": report.learning_rate,
             "skipped_steps": state.bad_steps,
             "tokens": position.tokens,
             "supervised_tokens": position.supervised_tokens,
         }
-        self._sums.clear()
         waiting = self._waiting.report()
         journal.status(waiting_text(waiting))
-        journal.metrics("train", state, values)
+        journal.metrics("train", position, values)
         timing = {
             "seconds": seconds,
             "tokens_per_second": report.num_tokens / max(seconds, 1e-9),
             "mean_tokens_per_second": position.tokens / max(state.step_seconds, 1e-9),
+            "compiled_graphs": num_graphs(),
         }
         journal.timing("step", state, {**timing, **waiting})
         if (advice := self._waiting.advice(waiting)) is not None:
@@ -318,13 +313,16 @@ class Trainer:
         due = epoch_ends if every is None else step % every == 0
         improved = self._validate_now(journal) if due or done else False
         every = settings.checkpoint_every_steps
-        due = epoch_ends or done or (every is not None and step % every == 0)
+        due = epoch_ends or self._is_over() or (every is not None and step % every == 0)
         if self._saved_step == step:  # by an outage, before this validation
             if improved and self._ranks.is_main:
                 state.best_checkpoint = state.saved[-1]
                 self._checkpoints.point_to_best(state)
         elif due or improved:
             self._save(journal, state.position.epoch if epoch_ends or done else None)
+
+    def _is_over(self) -> bool:
+        return self._stopped is not None or self._state.position.step >= self._total_steps
 
     def _epoch_ends(self) -> bool:
         position = self._state.position
@@ -334,49 +332,43 @@ class Trainer:
         """Validate; return whether this is the best so far."""
         if self._validate is None:
             return False
+        self._saver.finish()
         start, self._state.validation_due = time.perf_counter(), True
         values = validate_undisturbed(self._validate, self._weights, self._stepper.autocast())
         self._state.validation_due = False
-        journal.metrics("validation", self._state, values)
+        values |= self._outlook.note(self._state, values)
+        journal.metrics("validation", self._state.position, values)
+        self._stopped = self._outlook.stop_reason(self._state)
+        if self._stopped is not None:
+            journal.say(f"training ends here: {self._stopped}")
         journal.timing("validation", self._state, {"seconds": time.perf_counter() - start})
         return note_validation(self._state, values, self._settings.best_metric)
 
-    def _save(self, journal: Journal | NoJournal, epoch: int | None) -> str:
-        """Write a checkpoint of the present step; return its folder name.
-
-        Every rank gives its part, the main one writes, and none goes on before it has.
-        """
+    def _save(self, journal: Journal | NoJournal, epoch: int | None) -> None:
+        """Begin to write a checkpoint of the present step; every rank gives its part."""
         state, start = self._state, time.perf_counter()
+        self._saver.finish()
+        self._accounts.settle(journal)
         journal.flush()
-        name = self._checkpoints.free_name(epoch, state.position.step)
-        best_now = self._validate is None or state.best_step == state.position.step
+        name, step = "", state.position.step
+        if self._ranks.is_main:
+            name = self._checkpoints.free_name(epoch, step)
+        name = self._ranks.share(name)
+        best_now = self._validate is None or state.best_step == step
         if best_now or state.best_checkpoint is None:
             state.best_checkpoint = name
-        state.metric_sums = self._ranks.gather(self._sums.state())
+        state.metric_sums = self._ranks.gather(self._accounts.sums.state())
         state.seconds = self._seconds_before + start - self._start
         state.peak_memory_bytes = max(state.peak_memory_bytes, peak_memory_bytes(self._device))
         state.world_size = self._ranks.world_size
-        tensors = self._weights.tensors(self._schedule, state.position.step)
-        with self._weights.servable() as drafter:
-            if drafter is not None:
-                self._checkpoints.save(
-                    name,
-                    state,
-                    write_model=functools.partial(
-                        write_model, drafter=drafter, dtype=self._settings.checkpoint_dtype
-                    ),
-                    tensors=tensors,
-                    run_yaml=self._run_yaml,
-                )
-        state.saved = self._ranks.share(state.saved)
-        self._saved_step = state.position.step
+        self._saver.begin(name, state, self._schedule)
+        self._saved_step = step
         journal.timing("checkpoint", state, {"seconds": time.perf_counter() - start})
-        return name
 
     def _stop_if_asked(self, journal: Journal | NoJournal, stop: StopRequest) -> None:
         step = self._state.position.step
         signal = self._ranks.highest(stop.signal or 0)
-        if not signal or step >= self._total_steps:
+        if not signal or self._is_over():
             return
         self._save_last(journal)
         raise InterruptError(signal, step, f"checkpoints/{self._state.saved[-1]}")
@@ -388,6 +380,7 @@ class Trainer:
             return "No step was made"
         if self._saved_step != step:
             self._save(journal, None)
+        self._saver.finish()
         return f"Saved checkpoints/{self._state.saved[-1]} after step {step}"
 
     def _result(self) -> TrainResult:
@@ -404,12 +397,42 @@ class Trainer:
             tokens=position.tokens,
             tokens_per_second=position.tokens / max(state.step_seconds, 1e-9),
             peak_memory_bytes=state.peak_memory_bytes,
+            stopped=self._stopped,
+            forecast=self._outlook.expected(state),
+        )
+
+    def _say_complete(self) -> None:
+        step, at = self._state.position.step, f"{self._run_dir}: training"
+        if step < self._total_steps:
+            self._say(
+                f"{at} ended at step {step} of {self._total_steps}: {self._stopped}; nothing to "
+                "do. Go on: change training.stop_when; a new run: choose another output_dir"
+            )
+            return
+        self._say(
+            f"{at} is complete ({step} steps); nothing to do. More steps: raise "
+            "training.max_steps or training.epochs; a new run: choose another output_dir"
         )
 
     def _say(self, text: str) -> None:
         if not self._ranks.is_main:
             return
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def require_compiler(settings: TrainingConfig, device: torch.device) -> None:
+    """Find out before the first step whether `training.compile=true` can be had.
+
+    Raises:
+        LaunchError: nothing can be compiled here.
+    """
+    problem = compiler_problem(device) if settings.compile else None
+    if problem is not None:
+        raise LaunchError(
+            f"training.compile=true: nothing can be compiled for {device} here ({problem}); "
+            "install a C++ compiler (g++ or clang++, or name one in CXX), or set "
+            "training.compile=false"
+        )
 
 
 def _print_line(text: str) -> None:

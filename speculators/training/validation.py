@@ -9,7 +9,7 @@ from typing import Any
 
 from speculators.algorithms.base import Drafter
 from speculators.config.schema import BestMetric
-from speculators.errors import ConfigError
+from speculators.errors import ConfigError, HiddenStateError
 from speculators.evaluation.inference import inference
 from speculators.training.rng import untouched_rng
 from speculators.training.state import TrainerState
@@ -36,11 +36,18 @@ def validate_undisturbed(
         arithmetic: autocast of the run.
     """
     found: dict[str, Any] = {}
+    problem: HiddenStateError | None = None
     with untouched_rng(), weights.servable() as drafter:
         if drafter is not None:
             with inference(drafter), arithmetic:
-                found = dict(validate(drafter))
-    return weights.ranks.share(found)
+                try:
+                    found = dict(validate(drafter))
+                except HiddenStateError as error:  # all ranks save and stop together
+                    problem = error
+    found, problem = weights.ranks.share((found, problem))
+    if problem is not None:
+        raise problem
+    return found
 
 
 def note_validation(state: TrainerState, values: Mapping[str, Any], metric: BestMetric) -> bool:

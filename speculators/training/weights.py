@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch.optim import Optimizer
@@ -43,22 +44,41 @@ class TrainedWeights:
     spread: Spread
     ranks: Ranks
 
-    def tensors(self, schedule: Schedule, step: int) -> dict[str, Any]:
-        """Return the tensor files of a checkpoint after `step` steps, by file name.
+    def stage(
+        self, schedule: Schedule, step: int, aside: Path
+    ) -> Callable[[], dict[str, Any] | None]:
+        """Copy what the tensor files of a checkpoint after `step` steps hold.
 
         They are the same for any number of ranks; only random states belong to one of them.
+
+        Args:
+            schedule: of the run.
+            step: steps done.
+            aside: a folder for what ranks hand over, as in `Spread.stage`.
+
+        Returns:
+            To be called by every rank, in any thread: gives the main one the content by file name.
         """
         weights = self.drafter.trainable_parameters()
         random = self.ranks.gather(capture_rng())
-        return {
-            OPTIMIZER_FILE: {
-                "optimizers": optimizer_states(self.optimizers, self.spread),
-                "master": {name: self.spread.snapshot(p) for name, p in weights.items()},
-                "average": None if self.average is None else self.average.state(self.spread),
-            },
+        small = {
             SCHEDULER_FILE: [schedule.describe(step) for _ in self.optimizers],
             **{rng_file(rank): state for rank, state in enumerate(random)},
         }
+        whole = self.spread.stage(
+            {
+                "optimizers": optimizer_states(self.optimizers),
+                "master": {name: p.detach() for name, p in weights.items()},
+                "average": None if self.average is None else self.average.state(),
+            },
+            aside,
+        )
+
+        def files() -> dict[str, Any] | None:
+            state = whole()
+            return None if state is None else {OPTIMIZER_FILE: state, **small}
+
+        return files
 
     @contextmanager
     def servable(self) -> Iterator[Drafter[Any] | None]:

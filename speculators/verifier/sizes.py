@@ -31,12 +31,22 @@ def spec_of_sizes(config: VerifierConfig, sizes: VerifierSizes) -> VerifierSpec:
         bos_token_id=None,
         pad_token_id=None,
         eos_token_ids=(),
+        num_experts=sizes.num_experts,
+        experts_per_token=sizes.experts_per_token,
+        expert_intermediate_size=sizes.expert_intermediate_size,
     )
 
 
-def num_weights(spec: VerifierSpec) -> int:
-    """Return the weights of a dense verifier, embedding and head included; norms are left out."""
+def num_weights(spec: VerifierSpec, *, active: bool = False) -> int:
+    """Return a verifier's weights, embedding and head included; norms and routers are left out.
+
+    Args:
+        spec: the verifier.
+        active: count only the experts that one token goes through.
+    """
     q, kv = (n * spec.head_dim for n in (spec.num_attention_heads, spec.num_key_value_heads))
-    layer = spec.hidden_size * (2 * q + 2 * kv + 3 * spec.intermediate_size)
+    experts = (spec.experts_per_token if active else spec.num_experts) or 1
+    width = experts * (spec.expert_intermediate_size or spec.intermediate_size)
+    layer = spec.hidden_size * (2 * q + 2 * kv + 3 * width)
     tables = 1 if spec.tie_word_embeddings else 2
     return spec.num_layers * layer + tables * spec.vocab_size * spec.hidden_size

@@ -46,6 +46,9 @@ class VerifierSpec:
         norm_kind: how the final norm applies its weight.
         logit_softcap: cap c of c * tanh(logits / c), or None.
         tokenizer_hash: sha256 of tokenizer.json.
+        num_experts: experts of a layer, or None where it has one MLP.
+        experts_per_token: experts a token goes through.
+        expert_intermediate_size: width of an expert.
     """
 
     name_or_path: str
@@ -73,6 +76,9 @@ class VerifierSpec:
     norm_kind: NormKind = NormKind.rms
     logit_softcap: float | None = None
     tokenizer_hash: str = ""
+    num_experts: int | None = None
+    experts_per_token: int | None = None
+    expert_intermediate_size: int | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     def with_drafter(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PretrainedConfig
+from transformers.utils import logging as transformers_logging
 
 from speculators.config.schema.verifier import VerifierConfig
 from speculators.errors import ConfigError
@@ -43,6 +45,13 @@ def read_spec(config: VerifierConfig) -> VerifierSpec:
     if hasattr(text, "allow_global_per_layer_attribute_access"):
         # Sizes that differ by layer (Gemma 4): the common value is what a drafter is sized by.
         text.allow_global_per_layer_attribute_access = True
+    with _without_remarks():
+        return _spec(config, location, full, text)
+
+
+def _spec(
+    config: VerifierConfig, location: Location, full: PretrainedConfig, text: PretrainedConfig
+) -> VerifierSpec:
     _check_family(location, text)
     tokenizer = _read_tokenizer(location, config.trust_remote_code)
     generation = _read_generation_config(location)
@@ -77,6 +86,7 @@ def read_spec(config: VerifierConfig) -> VerifierSpec:
         norm_kind=_norm_kind(text.model_type),
         logit_softcap=getattr(text, "final_logit_softcapping", None),
         tokenizer_hash=tokenizer_hash(location.folder, vocabulary),
+        **_experts(text),
     )
 
 
@@ -169,6 +179,23 @@ def _intermediate_size(location: Location, text: PretrainedConfig) -> int:
     return size
 
 
+def _experts(text: PretrainedConfig) -> dict[str, Any]:
+    """Return what a mixture of experts has; nothing for a dense model.
+
+    Families that keep a dense MLP beside the experts in every layer are counted without it.
+    """
+    count = _first(text, ("num_experts", "num_local_experts"))
+    per_token = _first(text, ("num_experts_per_tok", "top_k_experts"))
+    if not count or not per_token:
+        return {}
+    width = _first(text, ("moe_intermediate_size", "intermediate_size"))
+    return {
+        "num_experts": int(count),
+        "experts_per_token": int(per_token),
+        "expert_intermediate_size": int(width),
+    }
+
+
 def _rope_parameters(text: PretrainedConfig) -> dict[str, Any]:
     """Return one flat set; of several by layer type, that of full attention."""
     parameters = dict(getattr(text, "rope_parameters", None) or {})
@@ -204,6 +231,17 @@ def _eos_ids(configs: Iterable[Any], tokenizer: Any | None) -> tuple[int, ...]:
 
 def _first(text: PretrainedConfig, names: Iterable[str]) -> Any:
     return next((v for name in names if (v := getattr(text, name, None)) is not None), None)
+
+
+@contextmanager
+def _without_remarks() -> Iterator[None]:
+    """Keep what transformers remarks on configurations out of our own output."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
 
 
 def _one_line(error: Exception) -> str:

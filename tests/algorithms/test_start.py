@@ -5,20 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
+from algorithms.rows import make_spec
+from speculators.algorithms.dflash.config import DFlashConfig
 from speculators.algorithms.dflash.network import DFlashNetwork
 from speculators.algorithms.dflash.start import copy_layers
-from speculators.attention.layout import MaskRule
 from speculators.errors import ConfigError
-from speculators.modules.decoder import LayerSizes
-
-SIZES = LayerSizes(16, 24, 4, 2, 8, 1e-6)
 
 
 def network() -> DFlashNetwork:
     torch.manual_seed(0)
-    made = DFlashNetwork(
-        SIZES, 3, [MaskRule(), MaskRule()], {"rope_type": "default", "rope_theta": 1e4}
-    )
+    spec = make_spec(hidden_size=16, intermediate_size=24)
+    made = DFlashNetwork(DFlashConfig(num_layers=2, target_layer_ids=[1, 3, 5]), spec)
     made.initialize(torch.Generator().manual_seed(0))
     return made
 
@@ -55,6 +52,16 @@ def test_a_verifier_without_query_norms_gets_a_gain_for_its_head_size() -> None:
     copy_layers(made, layers, torch.ones(16))
     gain = dict(made.named_parameters())["layers.0.self_attn.q_norm.weight"]
     assert torch.equal(gain, torch.full((8,), 2.0))
+
+
+def test_the_norm_before_the_mlp_has_another_name_where_outputs_are_normed_too() -> None:
+    made = network()
+    sources = [layer(made, 1), layer(made, 2)]
+    for source in sources:
+        source["pre_feedforward_layernorm.weight"] = torch.rand(16)
+    copy_layers(made, sources, torch.ones(16))
+    copied = dict(made.named_parameters())["layers.1.post_attention_layernorm.weight"]
+    assert torch.equal(copied, sources[1]["pre_feedforward_layernorm.weight"])
 
 
 def test_other_shapes_are_refused() -> None:

@@ -44,6 +44,13 @@ def test_merge_is_counting_together() -> None:
     assert Acceptance.merge(parts).to_dict() == together.to_dict()
 
 
+def test_prompts_are_equal_when_as_many_drafts_stood_at_every_position() -> None:
+    mine = Acceptance.from_runs([[2, 0], [1], []], 3)
+    assert mine.num_equal_prompts(mine) == 3
+    assert mine.num_equal_prompts(Acceptance.from_runs([[0, 2], [1, 0], []], 3)) == 2
+    assert mine.num_equal_prompts(Acceptance.from_runs([[1, 1], [0], [0]], 3)) == 0
+
+
 def test_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     generator = np.random.default_rng(0)
     truth = 1 + sum(0.6**k for k in range(1, 5))

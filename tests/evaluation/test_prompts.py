@@ -41,7 +41,7 @@ def test_published_layouts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("{broken", "p.jsonl:2: not JSON"),
+        ("{broken", "p.jsonl:2: malformed JSON"),
         ("[1]", "p.jsonl:2: a prompt is a JSON object, got list"),
         ({"text": "x"}, "p.jsonl:2: no prompt: give turns"),
         ({"turns": []}, "p.jsonl:2: turns must be a list"),
@@ -58,7 +58,7 @@ def test_bad_rows_are_named(tmp_path: Path, row: object, message: str) -> None:
 
 
 def test_missing_or_empty_file(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"evaluation\.prompts=.*cannot be read"):
+    with pytest.raises(DataError, match=r"evaluation\.prompts=.*none.jsonl: no such file"):
         read_prompts(tmp_path / "none.jsonl")
     with pytest.raises(DataError, match="holds no prompt"):
         read_prompts(write(tmp_path / "p.jsonl", "", ""))

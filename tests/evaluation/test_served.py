@@ -16,9 +16,11 @@ from speculators.config.schema import EvaluationConfig
 from speculators.errors import DataError, LaunchError
 from speculators.evaluation.decode import decode
 from speculators.evaluation.evaluate import evaluate
+from speculators.evaluation.load import Speed
 from speculators.evaluation.prompts import Prompt
 from speculators.evaluation.served import ServedAnswers, ServedCheckpoint, evaluate_served
 from speculators.evaluation.summary import summary_table
+from speculators.hidden_states.online.streaming import Streamed
 from speculators.testing.fake_vllm import FakeVLLM
 from speculators.testing.toy_verifier import ToyVerifier
 
@@ -179,3 +181,83 @@ def test_prompts_that_cannot_be_asked(serve: Callable[..., FakeVLLM]) -> None:
         ask(server, prompts=[])
     with pytest.raises(DataError, match=r"f:1: 3 tokens leave no room .* context of 6"):
         ask(server, checkpoint=replace(CHECKPOINT, context=6))
+
+
+class Plain:
+    """Decodes as a server without drafting does."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def __call__(
+        self, prompt: Sequence[int], longest: int, stops: Sequence[int]
+    ) -> tuple[Sequence[int], list[int]]:
+        return self.engine(prompt, longest, stops)[0], []
+
+
+def test_the_same_turns_at_every_concurrency_of_both_servers(
+    serve: Callable[..., FakeVLLM], engine: Engine
+) -> None:
+    server = serve()
+    baseline = serve(drafting=Plain(engine), num_draft_tokens=0)
+    config = replace(CONFIG, concurrency=[2, 4], baseline_endpoint=baseline.url)
+    served = ask(server, config=config)
+    result, speeds = served.result(), served.speeds()
+    assert [level["concurrency"] for level in speeds["levels"]] == [1, 2, 4]
+    for level in speeds["levels"]:
+        assert level["speculative"]["num_answers"] == level["plain"]["num_answers"] == 4
+        assert level["speculative"]["num_tokens"] == result.speculative.tokens
+        assert level["speculative"]["acceptance_length"] == pytest.approx(result.acceptance.length)
+        assert "acceptance_length" not in level["plain"]
+        assert level["speculative"]["first_token_ms"]["p95"] > 0
+        assert level["speedup"] > 0
+    assert result.lossless_prompts == 3
+    assert result.plain is not None
+    assert result.plain.verifier_calls == result.plain.tokens == result.speculative.tokens
+    assert result.to_dict()["speedup_ci95"] is not None
+    asked = [call.token_ids for call in baseline.calls]
+    assert sorted(asked) == sorted([call.token_ids for call in server.calls])
+    assert "first token" in speeds["definition"]
+
+
+def test_differences_from_the_baseline_are_named(
+    serve: Callable[..., FakeVLLM], engine: Engine
+) -> None:
+    def wrong(prompt: Any, longest: int, stops: Any) -> tuple[list[int], list[int]]:
+        tokens = [*engine(prompt, longest, stops)[0]]
+        return [*tokens[:2], 22 if tokens[2] != 22 else 21, *tokens[3:]], []
+
+    baseline = serve(drafting=wrong, num_draft_tokens=0)
+    config = replace(CONFIG, baseline_endpoint=baseline.url)
+    result = ask(serve(), config=config, prompts=PROMPTS[1:]).result()
+    assert result.lossless_prompts == 0
+    assert [(m.index, m.logit_gap) for m in result.mismatches] == [(2, None), (2, None)]
+
+
+def test_a_baseline_that_drafts_and_too_few_turns_are_refused(
+    serve: Callable[..., FakeVLLM],
+) -> None:
+    server = serve()
+    with pytest.raises(LaunchError, match=r"baseline_endpoint=http\S+: drafts too"):
+        ask(server, config=replace(CONFIG, baseline_endpoint=serve().url))
+    with pytest.raises(LaunchError, match="concurrency=9: there are 4 turns to ask only"):
+        ask(server, config=replace(CONFIG, concurrency=[1, 9]))
+
+
+def test_sampled_answers_are_not_compared(serve: Callable[..., FakeVLLM], engine: Engine) -> None:
+    baseline = serve(drafting=Plain(engine), num_draft_tokens=0)
+    config = replace(CONFIG, temperature=0.8, baseline_endpoint=baseline.url)
+    result = ask(serve(), config=config).result()
+    assert result.lossless_prompts is None
+    assert (result.settings["temperature"], result.settings["sampling"]) == (0.8, "server")
+
+
+def test_a_latency_is_that_of_the_tokens() -> None:
+    answers = (
+        Streamed([1, 2, 3, 4], [(0.5, 1), (0.8, 2), (1.1, 1)], "length"),
+        Streamed([1], [(0.1, 1)], "stop"),
+    )
+    numbers = Speed(answers, 2.0).to_dict()
+    assert numbers["inter_token_ms"]["mean"] == pytest.approx(200.0)
+    assert numbers["first_token_ms"]["mean"] == pytest.approx(300.0)
+    assert numbers["tokens_per_second"] == 2.5

@@ -226,6 +226,23 @@ def test_damaged_files_go_to_quarantine(tmp_path: Path, kind: str, reason: str) 
     assert store.get(SAMPLE) is not None
 
 
+def test_a_file_with_unusual_norms_goes_to_quarantine(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    samples = [make_sample(*range(i, i + 6)) for i in range(1, 21)]
+    for sample in samples:
+        store.put(sample, states_of(sample.input_ids, (1, 3)))
+    path = store.path_of(samples[18].sample_id)
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata()
+    tensors = load_file(path)
+    tensors["hidden_states"][:, 1] *= 30
+    save_file(tensors, path, metadata=header)
+    kept = [store.get(sample) is not None for sample in samples]
+    assert kept == [number != 18 for number in range(20)]
+    line = json.loads((tmp_path / "quarantine" / "reasons.jsonl").read_text())
+    assert line["reason"].startswith("norm of layer 3 is ")
+
+
 def test_too_many_damaged_files_stop_the_run(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     samples = [make_sample(i, i + 1) for i in range(1, 23)]

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import signal
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,78 +14,12 @@ import pytest
 from safetensors.torch import load_file
 
 from hidden_states.online.reliability import proves
-from speculators.config.composition import compose
+from hidden_states.online.toy import once_said
+from launch.online_runs import PROBES, measured, online, overrides, run
 from speculators.errors import HiddenStateError, HiddenStateOutageError
 from speculators.hidden_states import store as store_module
-from speculators.hidden_states.online import connection
-from speculators.launch import train
-from speculators.launch.verifier_stage import Verifier
 from speculators.testing.fake_vllm import FakeVLLM
 from speculators.testing.faults import Call, Fault, FaultKind
-from speculators.testing.served_model import ServedModel
-
-STEPS = 6
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("online_training")
-
-
-@pytest.fixture(scope="module")
-def model() -> ServedModel:
-    return ServedModel(Verifier(compose("train", ["verifier=tiny"])).model())
-
-
-@pytest.fixture
-def server(shared: Path, model: ServedModel) -> Iterator[FakeVLLM]:
-    with FakeVLLM(
-        shared / "transfer", (1, 3, 5, 7), model, answers=model.answer, max_model_len=257
-    ) as fake:
-        yield fake
-
-
-def overrides(shared: Path, name: str, *more: str) -> list[str]:
-    """Return the words of a short run."""
-    return [
-        "verifier=tiny",
-        "speculator.target_layer_ids=[1,3,5]",
-        "speculator.num_layers=1",
-        "speculator.max_anchors=8",
-        "data.max_samples=40",
-        "training.sequence_length=256",
-        f"training.max_steps={STEPS}",
-        "training.validate_every_steps=3",
-        "training.log_every_steps=1",
-        "evaluation.enabled=false",
-        f"cache_dir={shared / 'cache'}",
-        f"output_dir={shared / name}",
-        f"hidden_states.fetch.transfer_path={shared / 'transfer'}",
-        "hidden_states.fetch.backoff_seconds=0.005",
-        "hidden_states.fetch.file_timeout_seconds=20",
-        "hidden_states.fetch.prefetch_samples=4",
-        *more,
-    ]
-
-
-def run(shared: Path, name: str, *more: str) -> list[dict[str, Any]]:
-    """Train for a few steps and return what was measured."""
-    train.run(compose("train", overrides(shared, name, *more)))
-    return measured(shared / name)
-
-
-def measured(folder: Path) -> list[dict[str, Any]]:
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [line for line in map(json.loads, lines) if line["kind"] in ("train", "validation")]
-
-
-def online(server: FakeVLLM) -> list[str]:
-    return ["hidden_states=online", f"hidden_states.endpoints=[{server.url}]"]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(shared: Path) -> list[dict[str, Any]]:
-    return run(shared, "embedded", "hidden_states=embedded")
 
 
 def test_online_offline_and_embedded_losses_are_equal(
@@ -123,7 +53,6 @@ PATIENCE = {
     "time-out": "hidden_states.fetch.request_timeout_seconds=3",
     "lock never released": "hidden_states.fetch.file_timeout_seconds=1",
 }
-PROBES = 5  # of the handshake, which forgives nothing
 
 
 @proves(
@@ -160,10 +89,6 @@ def test_a_fault_leaves_every_loss_as_it_was(
     "while training: the server is not there at the start, or is killed and started again",
     "waits, saying for what; every loss equals that of an undisturbed run",
 )
-# A server that dies inside this process can leave a half-accepted connection behind, at which
-# asyncio warns when it is collected; and it takes its time where the machine is busy.
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("moment", ["at the start", "in mid-run"])
 def test_a_server_that_is_away_for_a_while_changes_no_loss(
     moment: str,
@@ -173,39 +98,16 @@ def test_a_server_that_is_away_for_a_while_changes_no_loss(
     undisturbed: list[dict[str, Any]],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def restart() -> None:
-        server.stop()
-        time.sleep(0.3)
-        server.start()
-
-    def kill(call: Call) -> bool:
-        if call.number == PROBES + 7:
-            threads.append(threading.Thread(target=restart))
-            threads[-1].start()
-        return False
-
-    threads: list[threading.Thread] = []
+    said = "waiting for the server at"
     if moment == "at the start":
         server.stop()
-        threads.append(threading.Thread(target=lambda: (time.sleep(0.6), server.start())))
-        source = connection.Connection._greet
-
-        async def greet(self: Any, endpoint: Any) -> Any:
-            threads[0].start()  # it comes up only after it was missed
-            return await source(self, endpoint)
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(connection.Connection, "_greet", greet)
-            got = run(shared, str(tmp_path / "run"), *online(server))
-        expected = "waiting for the server at"
     else:
-        server.faults.add(Fault(K.status), count=None, when=kill)
+        said = "is down ("
+        server.faults.add(Fault(K.death), when=lambda call: call.number == PROBES + 7)
+    with once_said(caplog, said, server.start):
         got = run(shared, str(tmp_path / "run"), *online(server))
-        expected = "is back after"
-    for thread in threads:
-        thread.join()
     assert got == undisturbed
-    assert expected in caplog.text
+    assert ("is back after" in caplog.text) == (moment == "in mid-run")
 
 
 @proves(
@@ -347,25 +249,44 @@ def test_a_malicious_path_costs_no_step(
     "stops after `outage_timeout_seconds` with a saved checkpoint; the same command goes on and "
     "every loss equals that of an undisturbed run",
 )
-@pytest.mark.slow  # see above
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("last_call", [14, 17])
 def test_an_outage_saves_a_checkpoint_and_the_same_command_goes_on(
     last_call: int, server: FakeVLLM, shared: Path, undisturbed: list[dict[str, Any]]
 ) -> None:
-    # The server dies after some samples: in the middle of a step, or of a validation.
-    def kill_at(call: Call) -> bool:
-        if call.number == last_call:
-            threading.Thread(target=server.stop).start()
-        return False
-
     folder = f"outage_{last_call}"
-    server.faults.add(Fault(FaultKind.status), count=None, when=kill_at)
+    server.faults.add(Fault(K.death), when=lambda call: call.number == last_call)
     patience = "hidden_states.fetch.outage_timeout_seconds=0.5"
     with pytest.raises(HiddenStateOutageError, match=r"Saved checkpoints/\S+ after step \d"):
         run(shared, folder, *online(server), patience)
     before = measured(shared / folder)
     assert 0 < len(before) < len(undisturbed)
-    server.faults.clear()
     server.start()
-    assert run(shared, folder, *online(server), patience) == undisturbed
+    assert run(shared, folder, *online(server)) == undisturbed
+
+
+@proves(
+    "while training: files that this user may not read from some moment on",
+    "stops at once with the remedy; a checkpoint is saved and the same command goes on from it",
+)
+def test_files_of_another_user_cost_no_step(
+    server: FakeVLLM,
+    shared: Path,
+    tmp_path: Path,
+    undisturbed: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original, opened = os.open, []
+
+    def guarded(path: Any, flags: int, *rest: Any, **options: Any) -> int:
+        if str(path).endswith(".safetensors") and str(shared / "transfer") in str(path):
+            opened.append(path)
+            if len(opened) > PROBES + 12 and not flags & os.O_WRONLY:
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return original(path, flags, *rest, **options)
+
+    text = r"run server and trainer as the same user.*Saved checkpoints/\S+ after step \d"
+    with monkeypatch.context() as patch:
+        patch.setattr("speculators.hidden_states.online.reading.os.open", guarded)
+        with pytest.raises(HiddenStateError, match=text):
+            run(shared, str(tmp_path / "run"), *online(server))
+    assert run(shared, str(tmp_path / "run"), *online(server)) == undisturbed

@@ -176,7 +176,10 @@ def test_a_server_that_is_too_slow_is_stopped(program: list[str], port: int) -> 
         server.wait_until_ready(0.01, said.append)
 
 
-def test_the_command_serves_until_a_signal(program: list[str], port: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("passed_on", [(), ("--", "--enforce-eager")])
+def test_the_command_serves_until_a_signal(
+    program: list[str], port: int, tmp_path: Path, passed_on: tuple[str, ...]
+) -> None:
     folder = tmp_path / "states"
     process = subprocess.Popen(
         [
@@ -185,7 +188,7 @@ def test_the_command_serves_until_a_signal(program: list[str], port: int, tmp_pa
             f"serve.port={port}",
             f"hidden_states.fetch.transfer_path={folder}",
             f"output_dir={tmp_path / 'run'}",
-            *("--", "--enforce-eager"),
+            *passed_on,
         ],
         env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "400"},
         stdout=subprocess.PIPE,
@@ -202,7 +205,7 @@ def test_the_command_serves_until_a_signal(program: list[str], port: int, tmp_pa
     assert process.wait(20) == 0
     process.stdout.close()
     text = "".join(lines)
-    assert "--enforce-eager" in text
+    assert ("--enforce-eager" in text) == bool(passed_on)
     assert f"writes layers [1, 3, 5, 7] to {folder}" in text
     assert f"hidden_states.endpoints=[http://127.0.0.1:{port}/v1]" in text
     assert lines[-1] == "vLLM has stopped\n"

@@ -41,7 +41,7 @@ def test_the_weights_come_back_when_the_block_fails() -> None:
 def test_a_checkpoint_without_the_average_is_refused() -> None:
     average = WeightAverage({"w": nn.Parameter(torch.zeros(1))}, decay=0.5)
     other = WeightAverage({"v": nn.Parameter(torch.zeros(1))}, decay=0.5)
-    for state in (None, other.state(ALONE)):
+    for state in (None, other.state()):
         with pytest.raises(CheckpointError) as error:
             average.load(state, ALONE)
         assert str(error.value) == (

@@ -90,7 +90,7 @@ def test_restored_moments_go_on_bit_for_bit(config: OptimizerConfig) -> None:
     whole = parameters()
     optimizers = build_optimizers(whole, config)
     move(optimizers, whole, 3)
-    states = copy.deepcopy(optimizer_states(optimizers, ALONE))
+    states = copy.deepcopy(optimizer_states(optimizers))
     resumed = {name: nn.Parameter(p.detach().clone()) for name, p in whole.items()}
     again = build_optimizers(resumed, config)
     load_optimizer_states(again, states, ALONE)
@@ -104,14 +104,14 @@ def test_hyper_parameters_are_those_of_the_present_configuration() -> None:
     before = build_optimizers(old, AdamWConfig(lr=0.1, weight_decay=0.3))
     move(before, old, 1)
     after = build_optimizers(new, AdamWConfig(lr=0.7, weight_decay=0.2))
-    load_optimizer_states(after, optimizer_states(before, ALONE), ALONE)
+    load_optimizer_states(after, optimizer_states(before), ALONE)
     group = after[0].param_groups[0]
     assert (group["peak_lr"], group["lr"], group["weight_decay"]) == (0.7, 0.7, 0.2)
 
 
 def test_states_of_other_parameters_are_refused() -> None:
     fewer = {name: p for name, p in parameters().items() if name != "layers.0.bias"}
-    states = optimizer_states(build_optimizers(fewer, AdamWConfig(lr=0.1)), ALONE)
+    states = optimizer_states(build_optimizers(fewer, AdamWConfig(lr=0.1)))
     with pytest.raises(CheckpointError) as error:
         load_optimizer_states(build_optimizers(parameters(), AdamWConfig(lr=0.1)), states, ALONE)
     assert str(error.value) == (

@@ -13,6 +13,7 @@ import torch
 from speculators.config.schema import BestMetric, Precision
 from speculators.data.types import PackedBatch
 from speculators.errors import ConfigError, DataError, SpeculatorsError
+from speculators.training import accounts
 from training.toy import ToyRows, toy_config, toy_drafter, toy_trainer
 
 
@@ -163,3 +164,30 @@ def test_steps_without_supervision_count(tmp_path: Path) -> None:
     assert [line["step"] for line in train] == [2, 4, 6, 8, 10]
     assert {line["loss"] for line in train} == {None}
     assert {line["gradient_norm"] for line in train} == {None}
+
+
+def test_numbers_that_are_read_a_step_later_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on an accelerator, which is one step behind the host."""
+    rows = ToyRows(poison=lambda epoch, row: (epoch, row) in ((0, 2), (0, 3), (1, 1)))
+    settings = {"accumulation_steps": 1, "log_every_steps": 3, "ema_decay": 0.9}
+    toy_trainer(tmp_path / "now", toy_config(tmp_path / "now", **settings), rows=rows).fit()
+    monkeypatch.setattr(accounts, "steps_ahead", lambda device: 1)
+    toy_trainer(tmp_path / "later", toy_config(tmp_path / "later", **settings), rows=rows).fit()
+    now, later = (tmp_path / name / "metrics.jsonl" for name in ("now", "later"))
+    assert len(lines(tmp_path / "now", "bad_step")) == 3
+    assert now.read_text() == later.read_text()
+
+
+def test_a_lost_run_is_noticed_a_step_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accounts, "steps_ahead", lambda device: 1)
+    rows = ToyRows(poison=lambda epoch, row: row >= 1)
+    trainer = toy_trainer(
+        tmp_path, toy_config(tmp_path, max_bad_steps=3, log_every_steps=100), rows=rows
+    )
+    with pytest.raises(SpeculatorsError, match=r"^training stopped after step 4: 3 steps in a row"):
+        trainer.fit()
+    assert rows.taken[-1] == (0, 4)

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from miniatures import DECODING, FAMILIES
 from speculators.config.schema.verifier import VerifierConfig
 from speculators.errors import ConfigError, HiddenStateError
 from speculators.verifier.model import VerifierModel
@@ -17,7 +18,6 @@ from speculators.verifier.spec import NormKind
 from speculators.verifier.spec_reader import read_spec
 from speculators.verifier.weights import make_head, read_tables
 
-FAMILIES = ["llama", "qwen3", "mistral", "gemma2", "gemma3_text"]
 LAYERS = [0, 1, 3]
 
 
@@ -34,7 +34,7 @@ def close(got: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, "qwen3_5_text"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_states_are_those_of_transformers(save_model: Callable[..., Path], family: str) -> None:
     folder = save_model(family)
     model = load(folder)
@@ -52,7 +52,7 @@ def test_states_are_those_of_transformers(save_model: Callable[..., Path], famil
     assert not torch.allclose(states.last, expected.hidden_states[-1][0], atol=1e-2)
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, "qwen3_5_text"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_shared_pass_gives_what_each_alone_gets(
     save_model: Callable[..., Path], family: str
 ) -> None:
@@ -86,7 +86,7 @@ def test_states_can_be_trained_on_and_ignore_autocast(save_model: Callable[..., 
     assert weight.grad is not None
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DECODING)
 def test_decoding_with_a_cache_equals_a_full_pass(
     save_model: Callable[..., Path], family: str
 ) -> None:
@@ -105,7 +105,7 @@ def test_decoding_with_a_cache_equals_a_full_pass(
         start += length
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DECODING)
 def test_cropping_equals_never_having_seen(save_model: Callable[..., Path], family: str) -> None:
     model = load(save_model(family))
     ids = tokens(24)

@@ -54,6 +54,37 @@ def test_reads_sizes_and_ids(save_model: Callable[..., Path]) -> None:
     assert len(spec.tokenizer_hash) == 64
 
 
+@pytest.mark.parametrize(("family", "width"), [("qwen3_moe", 24), ("gpt_oss", 48)])
+def test_reads_experts(save_model: Callable[..., Path], family: str, width: int) -> None:
+    spec = read(save_model(family))
+    assert (spec.num_experts, spec.experts_per_token) == (4, 2)
+    assert spec.expert_intermediate_size == width
+    assert read(save_model("qwen3")).num_experts is None
+
+
+@pytest.mark.parametrize(
+    ("family", "norm", "softcap"),
+    [
+        ("gemma2", NormKind.rms_plus_one, 30.0),
+        ("gemma3", NormKind.rms_plus_one, None),
+        ("gemma4", NormKind.rms, 3.0),
+        ("gpt_oss", NormKind.rms, None),
+    ],
+)
+def test_reads_the_kind_of_head_and_the_text_model_of_multimodal_ones(
+    save_model: Callable[..., Path],
+    family: str,
+    norm: NormKind,
+    softcap: float | None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    spec = read(save_model(family))
+    assert (spec.norm_kind, spec.logit_softcap) == (norm, softcap)
+    assert (spec.num_layers, spec.head_dim, spec.num_key_value_heads) == (4, 8, 2)
+    assert spec.tie_word_embeddings == family.startswith("gemma")
+    assert capsys.readouterr().err == ""
+
+
 def test_reads_the_form_transformers_4_wrote(
     save_model: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -131,7 +162,11 @@ def test_folder_without_tokenizer(save_model: Callable[..., Path], tmp_path: Pat
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"model_type": "gpt2", "rms_norm_eps": None}, "gpt2 has no RMS norm"),
+        (
+            {"model_type": "gpt2", "rms_norm_eps": None},
+            "gpt2 has no RMS norm (no rms_norm_eps in its configuration); verifiers whose final "
+            "norm is a LayerNorm are not supported",
+        ),
         (
             {"model_type": "granite", "logits_scaling": 8.0},
             "scales its logits (logits_scaling=8.0)",

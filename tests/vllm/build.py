@@ -46,10 +46,14 @@ def _finish_cpu_build(folder: Path) -> None:
     packages = next((folder / "lib").glob("python3*/site-packages"))
     # `vllm serve` asks for the version of a distribution called vllm, and knows the platform by it.
     _distribution(packages, "vllm", f"{VERSION}+cpu")
-    # The connector that writes hidden states wants an accelerator's streams and pinned memory.
-    shutil.copy(Path(__file__).with_name("host_connector.py"), packages)
-    entry = "[vllm.general_plugins]\nhost_connector = host_connector:register\n"
-    _distribution(packages, "host_connector", "1", entry)
+    add_host_plugin(packages)
+
+
+def add_host_plugin(packages: Path) -> None:
+    """Put beside vLLM, or into any folder on its path, what its CPU build lacks."""
+    shutil.copy(Path(__file__).with_name("host_plugin.py"), packages)
+    entry = "[vllm.general_plugins]\nhost_plugin = host_plugin:register\n"
+    _distribution(packages, "host_plugin", "1", entry)
 
 
 def _distribution(packages: Path, name: str, version: str, entry_points: str = "") -> None:

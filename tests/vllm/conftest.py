@@ -13,8 +13,11 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from vllm.build import add_host_plugin
 
 START_SECONDS = 300
 
@@ -26,6 +29,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.vllm)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def host_plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Whoever built that vLLM: on a CPU it needs the plugin; elsewhere the plugin does nothing."""
+    folder = tmp_path_factory.mktemp("plugin")
+    add_host_plugin(folder)
+    before = os.environ.get("PYTHONPATH")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{folder}:{before}" if before else str(folder))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -84,3 +98,13 @@ def _answers(url: str) -> bool:
 def speculators(*arguments: str) -> list[str]:
     """Return a command line of this project."""
     return [sys.executable, "-m", "speculators", *arguments]
+
+
+def assert_same_drafts(found: dict[str, Any]) -> None:
+    """Hold a served evaluation against its own comparison: draft by draft, not only on average.
+
+    Two tokens that a drafter finds equally likely may swap places by rounding: one prompt may.
+    """
+    own = found["in_process"]
+    assert own["equal_prompts"] >= found["num_prompts"] - 1
+    assert found["acceptance_length"] == pytest.approx(own["acceptance_length"], rel=0.01)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -16,7 +17,8 @@ from speculators.algorithms.anchors import (
     random_anchors,
     walk_anchors,
 )
-from speculators.algorithms.base import Drafter, DraftSession, Output, Proposal, StepContext
+from speculators.algorithms.base import Drafter, DraftSession, Output, StepContext
+from speculators.algorithms.conventions import Conventions
 from speculators.algorithms.cost import StepCost, Workload
 from speculators.algorithms.dflash import resolve as resolving
 from speculators.algorithms.dflash import serving
@@ -30,14 +32,14 @@ from speculators.algorithms.metrics import training_metrics
 from speculators.algorithms.noise import noisy
 from speculators.algorithms.objective import labelled, on_grid, skips_unreachable, slot_losses
 from speculators.algorithms.slots import HostRow, SlotPlan, plan_slots
-from speculators.algorithms.tables import DraftTables
 from speculators.attention.backend import prepare_attention
-from speculators.attention.layout import BlockLayout, MaskRule
+from speculators.attention.layout import BlockLayout
 from speculators.config.schema import AttentionBackend
 from speculators.data.types import PackedBatch
 from speculators.data.vocabulary import DraftVocabulary
 from speculators.modules.chunked_head import ChunkedLoss
 from speculators.modules.decoder import LayerSizes
+from speculators.modules.transfer import send
 from speculators.verifier.head import VerifierHead
 from speculators.verifier.spec import VerifierSpec
 
@@ -45,7 +47,7 @@ _DRAFT_SLOTS = 4096
 _CONTEXT_MULTIPLE = 64
 
 
-class DFlashDrafter(DFlashNetwork, DraftTables, Drafter[DFlashConfig]):
+class DFlashDrafter(DFlashNetwork, Drafter[DFlashConfig]):
     """Drafts a block in one pass: [newest token, MASK, ...] over the verifier's earlier states.
 
     Args:
@@ -70,12 +72,8 @@ class DFlashDrafter(DFlashNetwork, DraftTables, Drafter[DFlashConfig]):
         lm_head: Float[Tensor, "vocab hidden"],
         attention: AttentionBackend,
     ) -> None:
-        sliding = config.num_sliding_layers or 0
-        rules = [MaskRule(config.sliding_window, config.sliding_causal)] * sliding
-        rules += [MaskRule()] * (config.num_layers - sliding)
-        states = len(config.target_layer_ids or ())
-        super().__init__(LayerSizes.of(config, spec), states, rules, spec.rope_parameters)
-        self.config, self.spec, self.attention = config, spec, attention
+        super().__init__(config, spec)
+        self.attention = attention
         self.add_tables(vocabulary, embed_tokens, lm_head)
 
     @classmethod
@@ -104,6 +102,10 @@ class DFlashDrafter(DFlashNetwork, DraftTables, Drafter[DFlashConfig]):
         """Tokens drafted per pass: the block without its anchor."""
         return self.config.block_size - 1
 
+    def set_num_draft_tokens(self, count: int) -> None:
+        """Draft another number of tokens, see `Drafter.set_num_draft_tokens`."""
+        self.config = replace(self.config, block_size=count + 1)
+
     def compute_loss(self, batch: PackedBatch, teacher: VerifierHead, step: StepContext) -> Output:
         """Train on blocks of one packed row, see `Drafter.compute_loss`.
 
@@ -119,6 +121,22 @@ class DFlashDrafter(DFlashNetwork, DraftTables, Drafter[DFlashConfig]):
         states = noisy(states, self.config.input_noise if self.training else 0.0, step)
         hidden = self._hidden(states, batch.input_ids, layout, plan.flat)
         return self.train_slots(hidden, batch, teacher, plan, layout)
+
+    def conventions(self) -> Conventions:
+        """Return what this drafter computes with, see `Drafter.conventions`."""
+        return Conventions(
+            layer_ids=tuple(self.config.target_layer_ids or ()),
+            num_draft_tokens=self.num_draft_tokens,
+            rules=self.rules,
+            rope=tuple(self.rope_frequencies.tolist()),
+            rms_norm_eps=self.norm.eps,
+            mask_token_id=self.config.mask_token_id,
+        )
+
+    @classmethod
+    def served_conventions(cls, config: dict[str, Any]) -> Conventions:
+        """Return what vLLM makes of a `config.json`, see `Drafter.served_conventions`."""
+        return serving.engine_conventions(config)
 
     def step_cost(self, work: Workload) -> StepCost:
         """Count from sizes, see `Drafter.step_cost`."""
@@ -140,30 +158,9 @@ class DFlashDrafter(DFlashNetwork, DraftTables, Drafter[DFlashConfig]):
             keep = torch.arange(len(chunk) * size).view(-1, size)[:, 1:].flatten()
             states = batch.aux[: layout.sequence_length]
             hidden = self._hidden(states, batch.input_ids, layout, keep)
-            newest = batch.input_ids[chunk.to(batch.input_ids.device)]
+            newest = batch.input_ids[send(chunk, batch.input_ids.device)]
             drafted.append(self.choose(hidden.view(len(chunk), size - 1, hidden.shape[1]), newest))
         return torch.cat(drafted)
-
-    def choose(
-        self, hidden: Float[Tensor, "start draft hidden"], newest: Int[Tensor, "start"]
-    ) -> Int[Tensor, "start draft"]:
-        """Return the verifier tokens drafted greedily from the slots' states.
-
-        Args:
-            hidden: input of the head at slots 1 to K.
-            newest: token each block starts from, its slot 0.
-        """
-        return self.most_likely(hidden.flatten(0, 1)).view(hidden.shape[:2])
-
-    def propose(
-        self,
-        hidden: Float[Tensor, "draft hidden"],
-        newest: Int[Tensor, ""],
-        temperature: float,
-        generator: torch.Generator | None,
-    ) -> Proposal:
-        """Draft one block from its slots' states, see `DraftSession.propose`."""
-        return self.draw(self.logits(hidden), temperature, generator)
 
     def new_session(self) -> DraftSession:
         """Start drafting along one sequence, see `Drafter.new_session`."""
@@ -243,13 +240,8 @@ class DFlashDrafter(DFlashNetwork, DraftTables, Drafter[DFlashConfig]):
             here.slot_positions(),
             self.encode(states, here.position_ids),
             attention,
-            keep.to(device, non_blocking=True),
+            send(keep, device),
         )
-
-    @property
-    def mask_embedding(self) -> Float[Tensor, "hidden"]:
-        """Embedding of every slot but the first."""
-        return self.embed_tokens[self.config.mask_token_id or 0]
 
     def train_slots(
         self,
@@ -275,8 +267,8 @@ class DFlashDrafter(DFlashNetwork, DraftTables, Drafter[DFlashConfig]):
     def weighted(self, loss: ChunkedLoss, plan: SlotPlan) -> Output:
         """Sum the losses of slots with their weights, and count."""
         device, config = loss.loss.device, self.config
-        flat = plan.flat.to(device, non_blocking=True)
-        supervised = plan.supervised.to(device, non_blocking=True)
+        flat = send(plan.flat, device)
+        supervised = send(plan.supervised, device)
         known = labelled(plan, config, device)
         if config.position_weights is PositionWeights.dpace:
             ce, trained = (on_grid(v, flat, supervised) for v in (loss.terms["ce"], known))
@@ -292,4 +284,4 @@ class DFlashDrafter(DFlashNetwork, DraftTables, Drafter[DFlashConfig]):
         """Return how much each slot of a block counts, whatever its loss."""
         config = self.config
         gamma = config.loss_decay_gamma or 1.0
-        return slot_weights(config.position_weights, config.block_size, gamma).to(device)
+        return send(slot_weights(config.position_weights, config.block_size, gamma), device)

@@ -1,4 +1,4 @@
-"""Weights and forward pass of a DFlash drafter, from verifier states to the input of the head.
+"""Weights and forward pass of a DFlash drafter, from verifier states to drafted tokens.
 
 Names and shapes of the weights are those of the published checkpoints (DFlash specification,
 section 3).
@@ -7,48 +7,54 @@ section 3).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from speculators.algorithms.base import Proposal
+from speculators.algorithms.dflash.config import DFlashConfig
+from speculators.algorithms.tables import DraftTables
 from speculators.attention.backend import BlockAttention
 from speculators.attention.layout import MaskRule
 from speculators.modules.decoder import BlockStates, DecoderLayer, KeyValue, LayerSizes
 from speculators.modules.gemm import Linear, pad_rows
 from speculators.modules.norm import RMSNorm
 from speculators.modules.rotary import inverse_frequencies, rotation
+from speculators.verifier.spec import VerifierSpec
 
 _INIT_STD = 0.02
 
 
-class DFlashNetwork(nn.Module):
+class DFlashNetwork(DraftTables):
     """Fuses verifier states into a context and runs blocks of slots through the draft layers.
 
     Args:
-        sizes: widths of a draft layer.
-        num_states: verifier layers fused [A].
+        config: resolved settings.
+        spec: the verifier.
+
+    Attributes:
+        config: as given.
+        spec: as given.
         rules: mask of each draft layer.
-        rope_parameters: the verifier's.
     """
 
+    config: DFlashConfig
+    spec: VerifierSpec
     rope_frequencies: Tensor
 
-    def __init__(
-        self,
-        sizes: LayerSizes,
-        num_states: int,
-        rules: Sequence[MaskRule],
-        rope_parameters: dict[str, Any],
-    ) -> None:
+    def __init__(self, config: DFlashConfig, spec: VerifierSpec) -> None:
         super().__init__()
-        self.rules = tuple(rules)
+        self.config, self.spec = config, spec
+        sizes, num_states = LayerSizes.of(config, spec), len(config.target_layer_ids or ())
+        sliding = config.num_sliding_layers or 0
+        windowed = MaskRule(config.sliding_window, config.sliding_causal)
+        self.rules = (windowed,) * sliding + (MaskRule(),) * (config.num_layers - sliding)
         self.fc = Linear(num_states * sizes.hidden_size, sizes.hidden_size)
         self.hidden_norm = RMSNorm(sizes.hidden_size, sizes.rms_norm_eps)
-        self.layers = nn.ModuleList(DecoderLayer(sizes) for _ in rules)
+        self.layers = nn.ModuleList(DecoderLayer(sizes) for _ in self.rules)
         self.norm = RMSNorm(sizes.hidden_size, sizes.rms_norm_eps)
-        frequencies = inverse_frequencies(sizes.head_dim, rope_parameters)
+        frequencies = inverse_frequencies(sizes.head_dim, spec.rope_parameters)
         self.register_buffer("rope_frequencies", frequencies, persistent=False)
 
     @torch.no_grad()
@@ -101,6 +107,32 @@ class DFlashNetwork(nn.Module):
             states = BlockStates(layer(states, memory, by, attention[rule]))
         last = layers[-1](states, context[-1], by, attention[self.rules[-1]], wanted)
         return self.norm(last)[: len(keep)]
+
+    @property
+    def mask_embedding(self) -> Float[Tensor, "hidden"]:
+        """Embedding of every slot but the first."""
+        return self.embed_tokens[self.config.mask_token_id or 0]
+
+    def choose(
+        self, hidden: Float[Tensor, "start draft hidden"], newest: Int[Tensor, "start"]
+    ) -> Int[Tensor, "start draft"]:
+        """Return the verifier tokens drafted greedily from the slots' states.
+
+        Args:
+            hidden: input of the head at slots 1 to K.
+            newest: token each block starts from, its slot 0.
+        """
+        return self.most_likely(hidden.flatten(0, 1)).view(hidden.shape[:2])
+
+    def propose(
+        self,
+        hidden: Float[Tensor, "draft hidden"],
+        newest: Int[Tensor, ""],
+        temperature: float,
+        generator: torch.Generator | None,
+    ) -> Proposal:
+        """Draft one block from its slots' states, see `DraftSession.propose`."""
+        return self.draw(self.logits(hidden), temperature, generator)
 
     @property
     def stream_type(self) -> torch.dtype:

@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from speculators.algorithms.base import DraftSession, Proposal
+from speculators.algorithms.dflash.network import DFlashNetwork
 from speculators.attention.layout import BlockLayout, MaskRule
 from speculators.attention.sdpa import segment_attention
 from speculators.attention.segments import Segment, SegmentPlan, plan_segments
 from speculators.modules.key_value_cache import KeyValueCache
-
-if TYPE_CHECKING:
-    from speculators.algorithms.dflash.model import DFlashDrafter
 
 
 class DFlashSession(DraftSession):
     """Caches keys and values of confirmed tokens per layer; those of a block are never kept.
 
     Args:
-        drafter: its weights are read at every call.
+        network: its weights are read at every call.
     """
 
-    def __init__(self, drafter: DFlashDrafter) -> None:
-        self.drafter = drafter
+    def __init__(self, network: DFlashNetwork) -> None:
+        self.network = network
         self.length = 0
-        self._caches = [KeyValueCache() for _ in drafter.rules]
+        self._caches = [KeyValueCache() for _ in network.rules]
 
     @torch.no_grad()
     def propose(
@@ -40,23 +36,23 @@ class DFlashSession(DraftSession):
         generator: torch.Generator | None = None,
     ) -> Proposal:
         """Append the context, then draft after the last of `tokens`, see `DraftSession`."""
-        drafter = self.drafter
+        network = self.network
         device = states.device
         begin, self.length = self.length, self.length + len(states)
         positions = torch.arange(begin, self.length, device=device)
-        for cache, new in zip(self._caches, drafter.encode(states, positions), strict=True):
+        for cache, new in zip(self._caches, network.encode(states, positions), strict=True):
             cache.append(new)
 
-        size = drafter.config.block_size
-        hidden = drafter.run(
-            drafter.embed(tokens[-1:]),
-            drafter.mask_embedding,
+        size = network.config.block_size
+        hidden = network.run(
+            network.embed(tokens[-1:]),
+            network.mask_embedding,
             torch.arange(self.length, self.length + size, device=device)[None],
             [cache.view() for cache in self._caches],
-            {rule: _Attend(self._plan(rule, device)) for rule in dict.fromkeys(drafter.rules)},
+            {rule: _Attend(self._plan(rule, device)) for rule in dict.fromkeys(network.rules)},
             torch.arange(1, size, device=device),
         )
-        return drafter.propose(hidden, tokens[-1], temperature, generator)
+        return network.propose(hidden, tokens[-1], temperature, generator)
 
     def _plan(self, rule: MaskRule, device: torch.device) -> SegmentPlan:
         """Return the one block's plan: all of the cache, or what the window leaves."""
@@ -64,7 +60,7 @@ class DFlashSession(DraftSession):
             return SegmentPlan((Segment(0, 1, 0, self.length, ()),) if self.length else (), None)
         end = torch.tensor([self.length])
         index = torch.arange(self.length + 1)
-        size = self.drafter.config.block_size
+        size = self.network.config.block_size
         layout = BlockLayout(end, 1, torch.zeros_like(index), index, size)
         return plan_segments(layout, rule, device)
 

@@ -52,5 +52,6 @@ class ConfidenceHead(nn.Module):
             parameter.zero_()
 
     def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch"]:
-        """Return the logit, in fp32."""
-        return nn.functional.linear(x.float(), self.proj.weight, self.proj.bias)[..., 0]
+        """Return the logit, in the format of the weights whatever autocast says."""
+        with torch.autocast(x.device.type, enabled=False):
+            return self.proj(x.to(self.proj.weight.dtype))[..., 0]

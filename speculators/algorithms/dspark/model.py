@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from speculators.algorithms.base import Output, Proposal
+from speculators.algorithms.base import Output, Proposal, TokenRows
+from speculators.algorithms.conventions import Conventions
 from speculators.algorithms.cost import StepCost, Workload
 from speculators.algorithms.dflash.cost import dflash_cost
 from speculators.algorithms.dflash.model import DFlashDrafter
@@ -23,6 +24,7 @@ from speculators.data.types import PackedBatch
 from speculators.data.vocabulary import DraftVocabulary
 from speculators.modules.decoder import LayerSizes
 from speculators.modules.partition import top_tokens
+from speculators.modules.transfer import send
 from speculators.verifier.head import VerifierHead
 from speculators.verifier.spec import VerifierSpec
 
@@ -98,7 +100,7 @@ class DSparkDrafter(DFlashDrafter):
         """
         config, size = self.config, self.config.block_size
         before = layout.anchors[plan.flat // size] + plan.flat % size - 1
-        token = batch.input_ids[before.to(batch.input_ids.device)]
+        token = batch.input_ids[send(before, batch.input_ids.device)]
         wide = torch.cat([hidden, self.markov_head.embed(token).to(hidden.dtype)], -1)
         weights = config.loss.active()
         if self.confidence_head is not None:
@@ -116,7 +118,7 @@ class DSparkDrafter(DFlashDrafter):
         output = self.weighted(loss, plan)
         if self.confidence_head is None:
             return output
-        flat = plan.flat.to(hidden.device, non_blocking=True)
+        flat = send(plan.flat, hidden.device)
         of_confidence = nn.functional.binary_cross_entropy_with_logits(
             self.confidence_head(wide), (1 - loss.terms["tv"]).clamp(0, 1), reduction="none"
         )
@@ -156,9 +158,19 @@ class DSparkDrafter(DFlashDrafter):
         tokens = torch.cat([part.tokens for part in parts])
         return Proposal(tokens, torch.cat(probabilities) if probabilities else None)
 
+    def token_rows(self) -> dict[str, TokenRows]:
+        """Name the Markov head's two tables, see `Drafter.token_rows`."""
+        names = {"markov_w1": TokenRows.vocab, "markov_w2": TokenRows.draft}
+        return {f"markov_head.{name}.weight": rows for name, rows in names.items()}
+
     def serving_config(self) -> dict[str, Any]:
         """Return `config.json`; `dtype` is that of serving, the writer knows that of the file."""
         return serving.serving_config(self.config, self.spec)
+
+    @classmethod
+    def served_conventions(cls, config: dict[str, Any]) -> Conventions:
+        """Return what vLLM makes of a `config.json`, see `Drafter.served_conventions`."""
+        return serving.engine_conventions(config)
 
     @classmethod
     def config_from_serving(cls, config: dict[str, Any]) -> DSparkConfig:

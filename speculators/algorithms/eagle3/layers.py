@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from speculators.attention.backend import BlockAttention
+from speculators.modules.compiling import region
 from speculators.modules.decoder import InjectedAttention, KeyValue, LayerSizes
 from speculators.modules.mlp import SwiGLU
 from speculators.modules.norm import RMSNorm
@@ -40,6 +41,7 @@ class ChainLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(hidden, sizes.rms_norm_eps)
         self.mlp = SwiGLU(hidden, sizes.intermediate_size)
 
+    @region
     def enter(
         self,
         state: Float[Tensor, "*batch hidden"],
@@ -77,5 +79,9 @@ class ChainLayer(nn.Module):
         """
         q = self.self_attn.queries(u, by)
         mixed = attend(q, context.keys, context.values, own.keys, own.values)
-        h = residual + self.self_attn.o_proj(mixed.flatten(-2))
+        return self._finish(mixed.flatten(-2), residual)
+
+    @region
+    def _finish(self, mixed: Tensor, residual: Tensor) -> Tensor:
+        h = residual + self.self_attn.o_proj(mixed)
         return h + self.mlp(self.post_attention_layernorm(h))

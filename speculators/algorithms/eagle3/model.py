@@ -12,10 +12,12 @@ from torch import Tensor
 
 from speculators.algorithms.anchors import anchors_with_predecessor, fill_anchors
 from speculators.algorithms.base import Drafter, DraftSession, Output, StepContext
+from speculators.algorithms.conventions import Conventions
 from speculators.algorithms.cost import StepCost, Workload
 from speculators.algorithms.eagle3 import serving
 from speculators.algorithms.eagle3.config import Eagle3Config, TttTokens
 from speculators.algorithms.eagle3.cost import eagle3_cost
+from speculators.algorithms.eagle3.fused_conventions import fused_conventions
 from speculators.algorithms.eagle3.metrics import step_accuracies
 from speculators.algorithms.eagle3.network import Eagle3Network
 from speculators.algorithms.eagle3.resolve import fill_fused
@@ -26,21 +28,21 @@ from speculators.algorithms.noise import noisy
 from speculators.algorithms.objective import labelled, on_grid, skips_unreachable, slot_losses
 from speculators.algorithms.resolving import refuse
 from speculators.algorithms.slots import HostRow, SlotPlan, plan_slots
-from speculators.algorithms.tables import DraftTables
 from speculators.attention.backend import BlockAttention, prepare_attention
-from speculators.attention.layout import BlockLayout, MaskRule
+from speculators.attention.layout import BlockLayout
 from speculators.config.schema import AttentionBackend
 from speculators.data.types import PackedBatch
 from speculators.data.vocabulary import DraftVocabulary
 from speculators.modules.chunked_head import ChunkedLoss
 from speculators.modules.decoder import LayerSizes
+from speculators.modules.transfer import send
 from speculators.verifier.head import VerifierHead
 from speculators.verifier.spec import VerifierSpec
 
 _ROW_MULTIPLE = 64
 
 
-class Eagle3Drafter(Eagle3Network, DraftTables, Drafter[Eagle3Config]):
+class Eagle3Drafter(Eagle3Network, Drafter[Eagle3Config]):
     """Drafts one token at a time from the verifier's states, then from its own output.
 
     Args:
@@ -65,8 +67,7 @@ class Eagle3Drafter(Eagle3Network, DraftTables, Drafter[Eagle3Config]):
         attention: AttentionBackend,
     ) -> None:
         super().__init__(config, spec)
-        self.config, self.spec, self.attention = config, spec, attention
-        self.rule = MaskRule(config.sliding_window)
+        self.attention = attention
         self.add_tables(vocabulary, embed_tokens, lm_head, train_head=config.train_lm_head)
 
     @classmethod
@@ -91,6 +92,15 @@ class Eagle3Drafter(Eagle3Network, DraftTables, Drafter[Eagle3Config]):
         """Tokens of one chain."""
         return self.config.num_draft_tokens
 
+    def set_num_draft_tokens(self, count: int) -> None:
+        """Draft another number of tokens, see `Drafter.set_num_draft_tokens`."""
+        self.config = replace(self.config, num_draft_tokens=count)
+
+    @property
+    def draft_passes(self) -> int:
+        """Every token of a chain is a pass of its own."""
+        return self.num_draft_tokens
+
     def compute_loss(self, batch: PackedBatch, teacher: VerifierHead, step: StepContext) -> Output:
         """Train chains from every possible start of one packed row, see `Drafter.compute_loss`.
 
@@ -110,7 +120,7 @@ class Eagle3Drafter(Eagle3Network, DraftTables, Drafter[Eagle3Config]):
         )
         states = noisy(batch.aux, config.input_noise if self.training else 0.0, step)
         hidden = self._chains(states, batch, layout, config.ttt_steps, config.ttt_tokens)
-        slots = plan.flat.to(hidden.device, non_blocking=True)
+        slots = send(plan.flat, hidden.device)
         steps = slots % (config.ttt_steps + 1) - 1
         chosen = hidden.flatten(0, 1)[slots // (config.ttt_steps + 1) * config.ttt_steps + steps]
         head = self.lm_head.weight
@@ -118,6 +128,12 @@ class Eagle3Drafter(Eagle3Network, DraftTables, Drafter[Eagle3Config]):
             chosen, head, plan, batch, teacher, config, rows=self.verifier_rows(teacher)
         )
         return self._output(loss, plan, steps)
+
+    def conventions(self) -> Conventions:
+        """Return what this drafter computes with, see `Drafter.conventions`."""
+        config = self.config
+        more = {"fc_norm": config.fc_norm, "norm_output": config.norm_output}
+        return fused_conventions(self, config, self.num_draft_tokens, switches=more)
 
     def step_cost(self, work: Workload) -> StepCost:
         """Count from sizes, see `Drafter.step_cost`."""
@@ -145,6 +161,11 @@ class Eagle3Drafter(Eagle3Network, DraftTables, Drafter[Eagle3Config]):
     def serving_config(self) -> dict[str, Any]:
         """Return `config.json`; `dtype` is that of serving, the writer knows that of the file."""
         return serving.serving_config(self.config, self.spec)
+
+    @classmethod
+    def served_conventions(cls, config: dict[str, Any]) -> Conventions:
+        """Return what vLLM makes of a `config.json`, see `Drafter.served_conventions`."""
+        return serving.engine_conventions(config)
 
     @classmethod
     def config_from_serving(cls, config: dict[str, Any]) -> Eagle3Config:
@@ -178,8 +199,8 @@ class Eagle3Drafter(Eagle3Network, DraftTables, Drafter[Eagle3Config]):
         """Return the input of the head at every step of a chain from each start."""
         device, length = states.device, layout.sequence_length
         base = replace(layout, anchors=(layout.anchors - 1).clamp(min=0))
-        rows = base.anchors.to(device, non_blocking=True)
-        positions = layout.position_ids.to(device, non_blocking=True)
+        rows = send(base.anchors, device)
+        positions = send(layout.position_ids, device)
         last = len(batch.input_ids) - 1
         after = torch.arange(1, length + 1, device=device).clamp(max=last)
         embeddings = self.embed(batch.input_ids[after])
@@ -218,8 +239,8 @@ class Eagle3Drafter(Eagle3Network, DraftTables, Drafter[Eagle3Config]):
 
     def _output(self, loss: ChunkedLoss, plan: SlotPlan, steps: Int[Tensor, "slot"]) -> Output:
         device = loss.loss.device
-        flat = plan.flat.to(device, non_blocking=True)
-        supervised = plan.supervised.to(device, non_blocking=True)
+        flat = send(plan.flat, device)
+        supervised = send(plan.supervised, device)
         right = on_grid(loss.correct, flat, supervised)
         known = labelled(plan, self.config, device)
         sums, counts = training_metrics(plan, supervised, right, loss.terms, known)

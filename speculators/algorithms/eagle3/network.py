@@ -1,4 +1,4 @@
-"""Weights and passes of an Eagle-3 drafter, from verifier states to the input of the head.
+"""Weights and passes of an Eagle-3 drafter, from verifier states to drafted tokens.
 
 Row i of the base pairs the verifier's states at token i with the embedding of token i + 1. A chain
 starts at a row and goes on for some steps; at each it reads its own last output beside the token
@@ -20,7 +20,9 @@ from torch.utils.checkpoint import checkpoint
 from speculators.algorithms.eagle3.config import Eagle3Config
 from speculators.algorithms.eagle3.fused_config import FusedLayersConfig, LayerType
 from speculators.algorithms.eagle3.layers import ChainLayer
+from speculators.algorithms.tables import DraftTables
 from speculators.attention.backend import BlockAttention
+from speculators.attention.layout import MaskRule
 from speculators.modules.decoder import KeyValue, LayerSizes
 from speculators.modules.gemm import Linear
 from speculators.modules.norm import RMSNorm
@@ -50,21 +52,31 @@ class Encoded:
     fresh: Sequence[KeyValue]
 
 
-class FusedNetwork(nn.Module):
+class FusedNetwork(DraftTables):
     """Fuses verifier states, and runs rows of [token; state] through causal decoder layers.
 
     Args:
         config: resolved settings.
         spec: the verifier.
+        rule: mask of every layer.
         fc_norm: norm every fused state by itself.
+
+    Attributes:
+        rule: as given.
     """
 
     rope_frequencies: Tensor
 
     def __init__(
-        self, config: FusedLayersConfig, spec: VerifierSpec, *, fc_norm: bool = False
+        self,
+        config: FusedLayersConfig,
+        spec: VerifierSpec,
+        rule: MaskRule,
+        *,
+        fc_norm: bool = False,
     ) -> None:
         super().__init__()
+        self.rule = rule
         sizes, num_states = LayerSizes.of(config, spec), len(config.target_layer_ids or ())
         hidden, eps = spec.hidden_size, spec.rms_norm_eps
         self.fc = Linear(num_states * hidden, hidden)
@@ -158,9 +170,12 @@ class Eagle3Network(FusedNetwork):
         spec: the verifier.
     """
 
+    config: Eagle3Config
+    spec: VerifierSpec
+
     def __init__(self, config: Eagle3Config, spec: VerifierSpec) -> None:
-        super().__init__(config, spec, fc_norm=config.fc_norm)
-        self.norm_output = config.norm_output
+        super().__init__(config, spec, MaskRule(config.sliding_window), fc_norm=config.fc_norm)
+        self.config, self.spec = config, spec
 
     def unroll(
         self,
@@ -194,7 +209,7 @@ class Eagle3Network(FusedNetwork):
             if step + 1 == num_steps:
                 break
             at = positions[:, None] + step + 1
-            fed = normed if self.norm_output else state
+            fed = normed if self.config.norm_output else state
             before = [tuple(keys) for keys in own]
             values: Any = (following(step, normed), fed, at, base.contexts, before)
             attend = attention(step + 1)

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from speculators.algorithms.base import DraftSession, Proposal
-from speculators.algorithms.eagle3.network import Encoded, FusedNetwork
+from speculators.algorithms.eagle3.network import Eagle3Network, Encoded, FusedNetwork
 from speculators.attention.backend import BlockAttention, prepare_attention
-from speculators.attention.layout import BlockLayout, MaskRule
+from speculators.attention.layout import BlockLayout
 from speculators.config.schema import AttentionBackend
 from speculators.modules.decoder import KeyValue
 from speculators.modules.key_value_cache import KeyValueCache
-
-if TYPE_CHECKING:
-    from speculators.algorithms.eagle3.model import Eagle3Drafter
 
 
 @dataclass
@@ -26,25 +22,24 @@ class BaseCache:
     """Keys and values of confirmed rows in every layer.
 
     Attributes:
-        rule: mask of the layers.
+        network: whose rows they are.
         length: rows.
         caches: one per layer.
     """
 
-    rule: MaskRule
+    network: FusedNetwork
     length: int = 0
     caches: list[KeyValueCache] = field(default_factory=list)
 
     def extend(
         self,
-        network: FusedNetwork,
         embeddings: Float[Tensor, "new hidden"],
         states: Float[Tensor, "new aux_layer hidden"],
     ) -> Encoded:
         """Append confirmed rows; the last of them is where drafting starts."""
         device = states.device
         first, self.length = self.length, self.length + len(states)
-        num_layers = len(network.chain_layers())
+        num_layers = len(self.network.chain_layers())
         self.caches = self.caches or [KeyValueCache() for _ in range(num_layers)]
 
         def keep(layer: int, keys: KeyValue) -> KeyValue:
@@ -55,7 +50,7 @@ class BaseCache:
         if num_layers > 1:
             every = self._attention(torch.arange(first, self.length), 1, 0, device)
         positions = torch.arange(first, self.length, device=device)
-        return network.encode(embeddings, states, positions, every, keep)
+        return self.network.encode(embeddings, states, positions, every, keep)
 
     def attention(self, num_slots: int, first_query: int, device: torch.device) -> BlockAttention:
         """Return attention of the last row's slots, from `first_query` on."""
@@ -70,19 +65,19 @@ class BaseCache:
         )
         # One sequence at a time has a new shape at every call; compiled kernels would be rebuilt.
         backend = AttentionBackend.sdpa
-        return prepare_attention(layout, self.rule, backend, device, gradients=False)
+        return prepare_attention(layout, self.network.rule, backend, device, gradients=False)
 
 
 class Eagle3Session(DraftSession):
     """Drafts one token after the other, feeding back its own output.
 
     Args:
-        drafter: its weights are read at every call.
+        network: its weights are read at every call.
     """
 
-    def __init__(self, drafter: Eagle3Drafter) -> None:
-        self.drafter = drafter
-        self.cache = BaseCache(drafter.rule)
+    def __init__(self, network: Eagle3Network) -> None:
+        self.network = network
+        self.cache = BaseCache(network)
 
     @torch.no_grad()
     def propose(
@@ -94,21 +89,21 @@ class Eagle3Session(DraftSession):
         generator: torch.Generator | None = None,
     ) -> Proposal:
         """Append the confirmed rows, then draft a chain, see `DraftSession`."""
-        drafter, cache = self.drafter, self.cache
-        embeddings, device = drafter.embed(tokens), states.device
-        base = cache.extend(drafter, embeddings, states)
+        network, cache = self.network, self.cache
+        embeddings, device = network.embed(tokens), states.device
+        base = cache.extend(embeddings, states)
         drafted: list[Proposal] = []
 
         def draw(step: int, normed: Tensor) -> Tensor:
-            drafted.append(drafter.draw(drafter.logits(normed), temperature, generator))
-            return drafter.embed(drafted[-1].tokens)
+            drafted.append(network.draw(network.logits(normed), temperature, generator))
+            return network.embed(drafted[-1].tokens)
 
-        outputs = drafter.unroll(
+        outputs = network.unroll(
             base,
             embeddings[-1:],
             torch.tensor([cache.length - 1], device=device),
             torch.tensor([len(states) - 1], device=device),
-            drafter.num_draft_tokens,
+            network.config.num_draft_tokens,
             draw,
             lambda step: cache.attention(step + 1, step, device),
         )

@@ -16,7 +16,9 @@ from speculators.algorithms.anchors import (
     random_anchors,
 )
 from speculators.algorithms.base import Drafter, DraftSession, Output, StepContext
+from speculators.algorithms.conventions import Conventions
 from speculators.algorithms.cost import StepCost, Workload
+from speculators.algorithms.eagle3.fused_conventions import fused_conventions
 from speculators.algorithms.eagle3.resolve import fill_fused
 from speculators.algorithms.metrics import training_metrics
 from speculators.algorithms.noise import noisy
@@ -28,18 +30,18 @@ from speculators.algorithms.peagle.network import PEagleNetwork
 from speculators.algorithms.peagle.session import PEagleSession
 from speculators.algorithms.resolving import mask_problems, refuse, unused_token
 from speculators.algorithms.slots import HostRow, plan_slots
-from speculators.algorithms.tables import DraftTables
 from speculators.attention.backend import prepare_attention
-from speculators.attention.layout import BlockLayout, MaskRule
+from speculators.attention.layout import BlockLayout
 from speculators.config.schema import AttentionBackend
 from speculators.data.types import PackedBatch
 from speculators.data.vocabulary import DraftVocabulary
 from speculators.modules.decoder import LayerSizes
+from speculators.modules.transfer import send
 from speculators.verifier.head import VerifierHead
 from speculators.verifier.spec import VerifierSpec
 
 
-class PEagleDrafter(PEagleNetwork, DraftTables, Drafter[PEagleConfig]):
+class PEagleDrafter(PEagleNetwork, Drafter[PEagleConfig]):
     """Drafts a block in one pass over the verifier's states, causally.
 
     Args:
@@ -64,8 +66,7 @@ class PEagleDrafter(PEagleNetwork, DraftTables, Drafter[PEagleConfig]):
         attention: AttentionBackend,
     ) -> None:
         super().__init__(config, spec)
-        self.config, self.spec, self.attention = config, spec, attention
-        self.rule = MaskRule(config.sliding_window, causal=True)
+        self.attention = attention
         self.add_tables(vocabulary, embed_tokens, lm_head, train_head=config.train_lm_head)
 
     @classmethod
@@ -81,10 +82,9 @@ class PEagleDrafter(PEagleNetwork, DraftTables, Drafter[PEagleConfig]):
         """Tokens of one block."""
         return self.config.num_draft_tokens
 
-    @property
-    def mask_embedding(self) -> Float[Tensor, "hidden"]:
-        """Embedding of every slot but the first."""
-        return self.embed_tokens[self.config.mask_token_id or 0]
+    def set_num_draft_tokens(self, count: int) -> None:
+        """Draft another number of tokens, see `Drafter.set_num_draft_tokens`."""
+        self.config = replace(self.config, num_draft_tokens=count)
 
     def compute_loss(self, batch: PackedBatch, teacher: VerifierHead, step: StepContext) -> Output:
         """Train on blocks of one packed row, see `Drafter.compute_loss`."""
@@ -104,19 +104,25 @@ class PEagleDrafter(PEagleNetwork, DraftTables, Drafter[PEagleConfig]):
         )
         states = noisy(batch.aux, config.input_noise if self.training else 0.0, step)
         hidden = self._blocks(states, batch, layout)
-        flat = plan.flat.to(hidden.device, non_blocking=True)
+        flat = send(plan.flat, hidden.device)
         slots = flat % (size + 1) - 1
         chosen = hidden.flatten(0, 1)[flat // (size + 1) * size + slots]
         head = self.lm_head.weight
         loss = slot_losses(
             chosen, head, plan, batch, teacher, config, rows=self.verifier_rows(teacher)
         )
-        supervised = plan.supervised.to(hidden.device, non_blocking=True)
+        supervised = send(plan.supervised, hidden.device)
         right = on_grid(loss.correct, flat, supervised)
         known = labelled(plan, config, hidden.device)
         sums, counts = training_metrics(plan, supervised, right, loss.terms, known)
         weights = config.slot_decay ** slots.to(loss.loss.dtype)
         return Output((weights * loss.loss).sum(), weights.sum(), sums, counts)
+
+    def conventions(self) -> Conventions:
+        """Return what this drafter computes with, see `Drafter.conventions`."""
+        return fused_conventions(
+            self, self.config, self.num_draft_tokens, mask_token_id=self.config.mask_token_id
+        )
 
     def step_cost(self, work: Workload) -> StepCost:
         """Count from sizes, see `Drafter.step_cost`."""
@@ -143,6 +149,11 @@ class PEagleDrafter(PEagleNetwork, DraftTables, Drafter[PEagleConfig]):
     def serving_config(self) -> dict[str, Any]:
         """Return `config.json`; `dtype` is that of serving, the writer knows that of the file."""
         return serving.serving_config(self.config, self.spec)
+
+    @classmethod
+    def served_conventions(cls, config: dict[str, Any]) -> Conventions:
+        """Return what vLLM makes of a `config.json`, see `Drafter.served_conventions`."""
+        return serving.engine_conventions(config)
 
     @classmethod
     def config_from_serving(cls, config: dict[str, Any]) -> PEagleConfig:
@@ -180,7 +191,6 @@ class PEagleDrafter(PEagleNetwork, DraftTables, Drafter[PEagleConfig]):
         return self.run(
             base,
             embeddings[here.anchors],
-            self.mask_embedding,
             here.slot_positions(),
             here.anchors,
             prepare_attention(blocks, self.rule, self.attention, device, gradients=gradients),

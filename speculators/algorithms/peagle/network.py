@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from speculators.algorithms.eagle3.network import Encoded, FusedNetwork
 from speculators.algorithms.peagle.config import PEagleConfig
 from speculators.attention.backend import BlockAttention
+from speculators.attention.layout import MaskRule
 from speculators.modules.rotary import rotation
 from speculators.verifier.spec import VerifierSpec
 
@@ -26,8 +27,12 @@ class PEagleNetwork(FusedNetwork):
         spec: the verifier.
     """
 
+    config: PEagleConfig
+    spec: VerifierSpec
+
     def __init__(self, config: PEagleConfig, spec: VerifierSpec) -> None:
-        super().__init__(config, spec)
+        super().__init__(config, spec, MaskRule(config.sliding_window, causal=True))
+        self.config, self.spec = config, spec
         num_states = len(config.target_layer_ids or ())
         self.mask_hidden = nn.Parameter(torch.zeros(1, 1, num_states * spec.hidden_size))
 
@@ -37,11 +42,15 @@ class PEagleNetwork(FusedNetwork):
         super().initialize(generator)
         self.mask_hidden.normal_(0.0, 1.0, generator=generator)
 
+    @property
+    def mask_embedding(self) -> Float[Tensor, "hidden"]:
+        """Embedding of every slot but the first."""
+        return self.embed_tokens[self.config.mask_token_id or 0]
+
     def run(
         self,
         base: Encoded,
         embeddings: Float[Tensor, "row hidden"],
-        mask_embedding: Float[Tensor, "hidden"],
         positions: Int[Tensor, "row slot"],
         rows: Int[Tensor, "row"],
         attend: BlockAttention,
@@ -51,7 +60,6 @@ class PEagleNetwork(FusedNetwork):
         Args:
             base: what blocks start from and see.
             embeddings: of the token each row pairs with its state.
-            mask_embedding: of the mask token.
             positions: of every slot, the row's own first.
             rows: where blocks start, as index into the rows of the base's last call.
             attend: causal attention of all slots to the base and to their block.
@@ -59,7 +67,7 @@ class PEagleNetwork(FusedNetwork):
         shape = (len(rows), positions.shape[1] - 1, base.fused.shape[1])
         learned = self.fuse(self.mask_hidden.view(1, -1, shape[2]))
         state = torch.cat([base.fused[rows][:, None], learned[:, None].expand(shape)], 1)
-        masks = mask_embedding.to(state.dtype).expand(shape)
+        masks = self.mask_embedding.to(state.dtype).expand(shape)
         embedding = torch.cat([embeddings.to(state.dtype)[:, None], masks], 1)
         by = rotation(positions, self.rope_frequencies)
         for layer, context in zip(self.chain_layers(), base.contexts, strict=True):

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from speculators.algorithms.base import DraftSession, Proposal
 from speculators.algorithms.eagle3.session import BaseCache
-
-if TYPE_CHECKING:
-    from speculators.algorithms.peagle.model import PEagleDrafter
+from speculators.algorithms.peagle.network import PEagleNetwork
 
 
 class PEagleSession(DraftSession):
     """Drafts all tokens in one pass after the newest row.
 
     Args:
-        drafter: its weights are read at every call.
+        network: its weights are read at every call.
     """
 
-    def __init__(self, drafter: PEagleDrafter) -> None:
-        self.drafter = drafter
-        self.cache = BaseCache(drafter.rule)
+    def __init__(self, network: PEagleNetwork) -> None:
+        self.network = network
+        self.cache = BaseCache(network)
 
     @torch.no_grad()
     def propose(
@@ -36,16 +32,15 @@ class PEagleSession(DraftSession):
         generator: torch.Generator | None = None,
     ) -> Proposal:
         """Append the confirmed rows, then draft a block, see `DraftSession`."""
-        drafter, cache, device = self.drafter, self.cache, states.device
-        embeddings, size = drafter.embed(tokens), drafter.num_draft_tokens
-        base = cache.extend(drafter, embeddings, states)
+        network, cache, device = self.network, self.cache, states.device
+        embeddings, size = network.embed(tokens), network.config.num_draft_tokens
+        base = cache.extend(embeddings, states)
         first = cache.length - 1
-        hidden = drafter.run(
+        hidden = network.run(
             base,
             embeddings[-1:],
-            drafter.mask_embedding,
             torch.arange(first, first + size, device=device)[None],
             torch.tensor([len(states) - 1], device=device),
             cache.attention(size, 0, device),
         )
-        return drafter.draw(drafter.logits(hidden[0]), temperature, generator)
+        return network.draw(network.logits(hidden[0]), temperature, generator)

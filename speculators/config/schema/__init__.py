@@ -14,7 +14,9 @@ from speculators.config.schema.data import (
     Truncation,
     Unfinished,
 )
+from speculators.config.schema.doctor import DoctorConfig
 from speculators.config.schema.evaluation import EvaluationConfig, Sampling
+from speculators.config.schema.expected import ExpectedConfig, ExpectedResult
 from speculators.config.schema.extract import ExtractConfig
 from speculators.config.schema.hidden_states import (
     FetchConfig,
@@ -42,11 +44,14 @@ from speculators.config.schema.speculator import (
     LossWeights,
     SpeculatorConfig,
 )
+from speculators.config.schema.suite import SuiteConfig
+from speculators.config.schema.sweep import Objective, SweepConfig
 from speculators.config.schema.training import (
     BestMetric,
     FloatType,
     LauncherConfig,
     Precision,
+    StopWhenConfig,
     TrackerConfig,
     TrainingConfig,
 )
@@ -61,8 +66,11 @@ __all__ = [
     "ConvertConfig",
     "DataConfig",
     "DataFormat",
+    "DoctorConfig",
     "DraftLayersConfig",
     "EvaluationConfig",
+    "ExpectedConfig",
+    "ExpectedResult",
     "ExtractConfig",
     "FetchConfig",
     "FloatType",
@@ -73,6 +81,7 @@ __all__ = [
     "LossWeights",
     "MultiTurn",
     "MuonConfig",
+    "Objective",
     "OnGenerate",
     "OnMissing",
     "OptimizerConfig",
@@ -86,7 +95,10 @@ __all__ = [
     "ServeConfig",
     "SourceConfig",
     "SpeculatorConfig",
+    "StopWhenConfig",
     "StoreDtype",
+    "SuiteConfig",
+    "SweepConfig",
     "TrackerConfig",
     "TrainingConfig",
     "Truncation",

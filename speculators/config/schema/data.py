@@ -102,6 +102,8 @@ class DataConfig(SourceConfig):
     """Short name of the choice, used in run names (`tiny`, `jsonl`, `sharegpt`)."""
     sources: dict[str, PartConfig] = field(default_factory=dict)
     """A mixture: sources by name, instead of `path` or `hub_id`."""
+    seed: int | None = None
+    """Draws validation rows, `max_samples` and regenerated answers; null: the run's `seed`."""
     validation_path: str | None = None
     """Separate validation conversations; null holds out `training.validation_fraction`."""
     truncation: Truncation = Truncation.keep
@@ -137,6 +139,7 @@ class DataConfig(SourceConfig):
         yield from super().problems()
         yield from at_least(self, "min_supervised_tokens", 2)
         yield from at_least(self, "num_workers", 0)
+        yield from at_least(self, "seed", 0)
         yield from between(self, "duplicate_similarity", 0.5, 1.0)
         if self.sources and (self.path is not None or self.hub_id is not None):
             yield Problem("sources", list(self.sources), "a mixture has no path or hub_id itself")

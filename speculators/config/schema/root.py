@@ -10,7 +10,9 @@ from omegaconf import MISSING
 
 from speculators.config.schema.convert import ConvertConfig
 from speculators.config.schema.data import DataConfig
+from speculators.config.schema.doctor import DoctorConfig
 from speculators.config.schema.evaluation import EvaluationConfig
+from speculators.config.schema.expected import ExpectedConfig
 from speculators.config.schema.extract import ExtractConfig
 from speculators.config.schema.hidden_states import HiddenStatesConfig
 from speculators.config.schema.optimization import OptimizerConfig, ScheduleConfig
@@ -18,6 +20,7 @@ from speculators.config.schema.plan import PlanConfig
 from speculators.config.schema.problem import Problem, at_least
 from speculators.config.schema.serve import ServeConfig
 from speculators.config.schema.speculator import SpeculatorConfig
+from speculators.config.schema.sweep import SweepConfig
 from speculators.config.schema.training import LauncherConfig, TrackerConfig, TrainingConfig
 from speculators.config.schema.verifier import VerifierConfig
 
@@ -44,10 +47,14 @@ class Config:
     training: TrainingConfig = MISSING
     tracker: TrackerConfig = MISSING
     evaluation: EvaluationConfig = MISSING
+    expected: ExpectedConfig | None = None
+    """What a published run measured; printed beside what an evaluation finds."""
     serve: ServeConfig = field(default_factory=ServeConfig)
     extract: ExtractConfig = field(default_factory=ExtractConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
     convert: ConvertConfig = field(default_factory=ConvertConfig)
+    doctor: DoctorConfig = field(default_factory=DoctorConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
     seed: int = 0
     """Everything random is drawn from generators named after this seed."""
     output_dir: str = MISSING
@@ -55,7 +62,12 @@ class Config:
     cache_dir: str = MISSING
     """Prepared data, shared by runs and addressed by content."""
     checkpoint: str | None = None
-    """Checkpoint folder (evaluate, convert)."""
+    """Checkpoint folder (evaluate, convert, doctor)."""
+    run: str | None = None
+    """Run directory (doctor)."""
+    compare: list[str] | None = None
+    """evaluate: results to compare instead of evaluating: `evaluation.json` files or folders that
+    hold one; the first is the reference."""
     push_to_hub: str | None = None
     """convert: hub repository, OWNER/NAME, to upload the folder and its model card to."""
     device: str = "auto"
@@ -73,11 +85,24 @@ class Config:
     """serve: print the command that would be run, and stop. convert: write folder and model card,
     upload nothing."""
 
+    @property
+    def data_seed(self) -> int:
+        """Seed of everything that is drawn while data are prepared."""
+        return self.seed if self.data.seed is None else self.data.seed
+
     def problems(self) -> Iterator[Problem]:
         """Check what concerns several groups."""
         yield from at_least(self, "seed", 0)
         yield from at_least(self, "num_threads", 1)
         yield from at_least(self, "show", 0)
+        if self.speculator.forecast_steps and self.launcher.starts_processes:
+            yield Problem(
+                "speculator.forecast_steps",
+                self.speculator.forecast_steps,
+                "short runs are made in one process: use launcher=single",
+            )
+        if self.compare is not None and len(self.compare) < 2:
+            yield Problem("compare", self.compare, "needs two results or more: compare=[A,B]")
         rewriting = self.data.regenerate
         if rewriting.capture and not rewriting.enabled:
             yield Problem(

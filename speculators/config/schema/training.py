@@ -34,6 +34,34 @@ class BestMetric(Enum):
 
 
 @dataclass
+class StopWhenConfig:
+    """End a run before its last step; looked at after each validation, null: never.
+
+    By the acceptance length walked on validation rows and by its forecast for the last step (95 %
+    interval). What was trained until then is saved and evaluated as at the end of a run.
+    """
+
+    reached: float | None = None
+    """The acceptance length is at least this."""
+    patience: int | None = None
+    """So many validations in a row brought no better acceptance length."""
+    forecast_below: float | None = None
+    """Even the upper end of the forecast is below this: the run will not get there."""
+    plateau: float | None = None
+    """Even the upper end of the forecast is less than this above the best so far."""
+    after_fraction: float = 0.25
+    """Not before this share of all steps."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Check the ranges."""
+        for name in ("reached", "forecast_below"):
+            yield from at_least(self, name, 1)
+        yield from at_least(self, "patience", 1)
+        yield from positive(self, "plateau")
+        yield from between(self, "after_fraction", 0, 1)
+
+
+@dataclass
 class TrainingConfig:
     """Length, batches, checkpoints and validation of one run."""
 
@@ -51,6 +79,8 @@ class TrainingConfig:
     """Largest gradient norm; null does not clip. The norm is logged either way."""
     precision: Precision = Precision.auto
     """auto: bfloat16 on a GPU, float32 on a CPU."""
+    compile: bool = False
+    """Let `torch.compile` fuse the drafter's layers; needs a compiler (g++ or clang++ on a CPU)."""
     ema_decay: float | None = None
     """Keep an exponential moving average of the weights, and save and validate that."""
     validation_fraction: float = 0.1
@@ -61,6 +91,9 @@ class TrainingConfig:
     """Use at most this many validation samples; null uses all."""
     checkpoint_every_steps: int | None = None
     """Save every n steps besides the end of each epoch."""
+    checkpoint_in_background: bool = True
+    """Copy what is saved and go on while it is written; needs host memory for one more copy of
+    weights and optimizer state."""
     keep_last: int | None = 2
     """Newest checkpoints kept, beside the best; null keeps all."""
     best_metric: BestMetric = BestMetric.acceptance_length
@@ -72,6 +105,8 @@ class TrainingConfig:
     profile_steps: int | None = None
     """Time the parts of so many steps after the first, then trace one and watch the memory of one
     (`profile.json`, `trace.json`); null: off."""
+    stop_when: StopWhenConfig = field(default_factory=StopWhenConfig)
+    """Ends the run early."""
     max_bad_steps: int = 10
     """Steps with a NaN or infinite gradient are skipped; after this many in a row the run stops."""
     resume: bool = True
@@ -109,6 +144,8 @@ class LauncherConfig:
     """Machines; the same command is started on each, with one `output_dir` on a shared disk."""
     rendezvous: str | None = None
     """HOST:PORT of the first machine, where the others find it."""
+    cpu_offload: bool = False
+    """fsdp: keep weights, gradients and optimizer state in host memory, and update them there."""
     stall_seconds: float | None = 600.0
     """A process that is at one thing for so long is named, with the samples it has; null: never."""
     timeout_seconds: float = 1800.0
@@ -127,6 +164,8 @@ class LauncherConfig:
         yield from positive(self, "timeout_seconds")
         if self.name not in ("single", "ddp", "fsdp"):
             yield Problem("name", self.name, "allowed: single, ddp, fsdp")
+        if self.cpu_offload and self.name != "fsdp":
+            yield Problem("cpu_offload", True, "only shards can be kept on the host: launcher=fsdp")
         if self.num_nodes > 1 and self.rendezvous is None:
             text = "several machines meet at one of them: give launcher.rendezvous=HOST:PORT"
             yield Problem("rendezvous", None, text)

@@ -29,6 +29,12 @@ class VerifierSizes:
     """Key and value heads."""
     head_dim: int = MISSING
     """Size of a head."""
+    num_experts: int | None = None
+    """Experts of a layer; null: it has one MLP."""
+    experts_per_token: int | None = None
+    """Experts a token goes through."""
+    expert_intermediate_size: int | None = None
+    """Width of an expert."""
     tie_word_embeddings: bool = False
     """The head is the embedding."""
     dtype: str = "bfloat16"
@@ -57,6 +63,9 @@ class VerifierConfig:
     """An existing embedding row that no text uses; null looks for one and prints it."""
     draft_vocab_size: int | None = None
     """Recommended size of the reduced draft vocabulary; null keeps the whole vocabulary."""
+    drafter_rope_theta: float | None = None
+    """Recommended base of a plain rotary embedding of the drafter's own, for a verifier whose kind
+    drafters do not compute; null: the verifier's embedding."""
     sizes: VerifierSizes | None = None
     """plan: sizes to count with when the model's own config.json cannot be had."""
     template: str = "auto"

@@ -93,7 +93,8 @@ _CURVES = (
 def charts(files: RunFiles) -> list[Chart]:
     """Return every chart the run has numbers for."""
     found = [_draw(curve, [*files.metrics, *files.timing]) for curve in _CURVES]
-    return [chart for chart in (_positions(files), *found, _lengths(files)) if chart is not None]
+    drawn = (_positions(files), *found, _forecast(files), _lengths(files))
+    return [chart for chart in drawn if chart is not None]
 
 
 def _draw(curve: _Curve, lines: Sequence[Line]) -> Chart | None:
@@ -182,6 +183,28 @@ def _positions(files: RunFiles) -> Chart | None:
             axes.legend(loc="upper right")
         note = "Share of drafts whose tokens up to this one were all accepted; one plus the sum is "
         return Chart("per_position", "Acceptance per position", note + "tau.", drawing)
+
+
+def _forecast(files: RunFiles) -> Chart | None:
+    """Draw what each validation expected of the last one, with what was measured."""
+    lines = [line for line in files.metrics if is_validation(line)]
+    measured = [(line["step"], line.get("acceptance_length")) for line in lines]
+    made = [line for line in lines if _is_finite(line.get("forecast_acceptance_length"))]
+    if not made or not all(_is_finite(value) for _, value in measured):
+        return None
+    steps = [line["step"] for line in made]
+    low, high = zip(*(line["forecast_acceptance_length_ci95"] for line in made), strict=True)
+    with figure() as (drawing, axes):
+        axes.fill_between(steps, low, high, color=SERIES[1], alpha=0.2, linewidth=0)
+        expected = [line["forecast_acceptance_length"] for line in made]
+        axes.plot(steps, expected, color=SERIES[1], label="expected at the end, 95 %")
+        axes.plot(*zip(*measured, strict=True), color=SERIES[0], label="measured (walk)")
+        axes.set_xlabel("step")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.legend(loc="best")
+        note = "At each step: the acceptance length expected of the last validation."
+        return Chart("forecast", "Forecast", note, drawing)
 
 
 def _lengths(files: RunFiles) -> Chart | None:

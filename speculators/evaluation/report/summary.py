@@ -62,6 +62,14 @@ def verdict(files: RunFiles) -> list[str]:
                 f"Decoding is slower here ({speedup:.2f} times plain speed): on this machine "
                 "drafting costs more than the saved verifier calls."
             )
+    compared = numbers.get("expected") or {}
+    for name, one in (compared.get("suites") or {}).items():
+        sentences.append(
+            f"Published for {name}: acceptance length {one['expected']:.2f} "
+            f"({compared['source']}); {one['verdict']}."
+        )
+    if numbers.get("stopped"):
+        sentences.append(f"Training ended before its last step: {numbers['stopped']}.")
     share = numbers.get("distinct_4gram_share")
     if share is not None and share < 0.5:
         sentences.append(

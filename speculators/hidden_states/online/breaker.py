@@ -21,6 +21,9 @@ _log = logging.getLogger(__name__)
 _FIRST_PROBE_SECONDS, _LAST_PROBE_SECONDS = 0.1, 5.0
 _BEAT_SECONDS = 3.0
 _MISSED_BEATS = 2
+_IDLE_SECONDS = 10.0
+"""A server can have been replaced in a shorter time than no vLLM takes to start: not unnoticed
+while requests are under way, for they would fail, but after a silence of this length."""
 
 
 @dataclass
@@ -30,16 +33,26 @@ class Endpoint:
     Attributes:
         url: base URL without `/v1`.
         model: name to use in requests, once greeted.
+        serves: path or hub id of its model, by its own account.
         in_flight: requests it holds.
         down_reason: why it takes none; None while it does.
         refused: it came back as something else and is never asked again.
+        idle_since: when its last request, or proof, ended.
+        doubtful: it was silent for so long that it may be another one by now.
     """
 
     url: str
     model: str = ""
+    serves: str = ""
     in_flight: int = 0
     down_reason: str | None = None
     refused: bool = False
+    idle_since: float | None = None
+    doubtful: bool = False
+
+    def proven(self) -> None:
+        """Take note that it is what it must be."""
+        self.idle_since, self.doubtful = asyncio.get_running_loop().time(), False
 
 
 @dataclass(order=True)
@@ -138,6 +151,8 @@ class EndpointPool:
         """Give a slot back, in the task that took it."""
         self._holders.pop(_current_task(), None)
         endpoint.in_flight -= 1
+        if not endpoint.in_flight:
+            endpoint.idle_since = asyncio.get_running_loop().time()
         self._grant()
 
     def was_dropped(self) -> bool:
@@ -159,8 +174,7 @@ class EndpointPool:
             return
         endpoint.down_reason = reason
         now = asyncio.get_running_loop().time()
-        if not self._up() and self._outage_since is None:
-            self._outage_since = now
+        self._note_outage(now)
         _log.warning(
             "server %s is down (%s)%s",
             endpoint.url,
@@ -178,6 +192,7 @@ class EndpointPool:
         if endpoint.refused:
             return
         endpoint.refused = True
+        self._note_outage(asyncio.get_running_loop().time())
         if all(e.refused for e in self.endpoints):
             self._give_up(error)
         else:
@@ -192,6 +207,11 @@ class EndpointPool:
     def _up(self) -> list[Endpoint]:
         return [e for e in self.endpoints if e.down_reason is None and not e.refused]
 
+    def _note_outage(self, now: float) -> None:
+        """Start the clock when no server is left that takes requests."""
+        if not self._up() and self._outage_since is None:
+            self._outage_since = now
+
     def _grant(self) -> None:
         """Serve waiters while there are slots."""
         while self._waiters:
@@ -203,8 +223,15 @@ class EndpointPool:
                 return
             waiter = heapq.heappop(self._waiters)
             chosen = min(free, key=lambda e: (e is waiter.avoid, e.in_flight))
+            self._look_at(chosen)
             chosen.in_flight += 1
             waiter.turn.set_result(chosen)
+
+    def _look_at(self, endpoint: Endpoint) -> None:
+        """Doubt a server that nobody has heard of for a while."""
+        since, now = endpoint.idle_since, asyncio.get_running_loop().time()
+        if not endpoint.in_flight and since is not None and now - since > _IDLE_SECONDS:
+            endpoint.doubtful = True
 
     async def _beat(self) -> None:
         """Find servers that hold requests and have fallen silent, without closing anything."""
@@ -254,7 +281,8 @@ class EndpointPool:
 
     def _outage_text(self) -> str:
         reasons = "; ".join(
-            f"{e.url}: {e.down_reason}" for e in self.endpoints if e.down_reason is not None
+            f"{e.url}: {'not used any more, see above' if e.refused else e.down_reason}"
+            for e in self.endpoints
         )
         return (
             f"no server answered for {_duration(self._timeout)} "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 
@@ -14,10 +13,14 @@ from torch import Tensor
 from speculators.errors import HiddenStateError
 from speculators.hidden_states.online.failures import BadStatesError, OtherStatesError
 from speculators.hidden_states.types import Tokens
-from speculators.hidden_states.validation import norms_problem, row_norms, token_problem
+from speculators.hidden_states.validation import (
+    NormBand,
+    norms_problem,
+    row_norms,
+    token_problem,
+)
 from speculators.verifier.head import VerifierHead
 
-_FEW_TOKENS = 4
 _FEWEST_LOOKED_AT = 8
 _RESPONSE_TOKENS, _FEWEST_RESPONSE_TOKENS = 32, 128
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32)
@@ -26,14 +29,10 @@ _FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 class StatesCheck:
     """Checks one file against the tokens asked for and against all files before it.
 
-    The norm of a layer is the median over tokens: single tokens carry norms a thousand times
-    larger than the rest (attention sinks), which would move a mean in short samples.
-
     Args:
         layer_ids: ids the file must hold, ascending, the last stream included.
         hidden_size: width of every state.
         norm_band: allowed ratio to the running median of a layer's norm.
-        history: samples the running median looks back on.
     """
 
     def __init__(
@@ -42,16 +41,11 @@ class StatesCheck:
         hidden_size: int,
         *,
         norm_band: float = 10.0,
-        history: int = 256,
     ) -> None:
         self.layer_ids = tuple(layer_ids)
         self.hidden_size = hidden_size
         self.dtype: torch.dtype | None = None
-        self._band = norm_band
-        self._norms: deque[np.ndarray] = deque(maxlen=history)
-        self._usual: np.ndarray | None = None
-        self._fresh = 0
-        self._lock = threading.Lock()
+        self._band = NormBand(layer_ids, norm_band)
 
     def __call__(
         self, tensors: Mapping[str, Tensor], input_ids: Int[Tensor, "token"]
@@ -69,9 +63,8 @@ class StatesCheck:
             problem := norms_problem(norms, [str(i) for i in self.layer_ids])
         ):
             raise BadStatesError(problem)
-        if len(norms) >= _FEW_TOKENS:
-            middle = len(norms) // 2
-            self._check_band(np.partition(quick, middle, axis=0)[middle])
+        if problem := self._band.problem(quick):
+            raise BadStatesError(problem)
         return states
 
     def _checked_shapes(
@@ -93,23 +86,6 @@ class StatesCheck:
         if states.dtype not in _FLOATS or states.dtype != (self.dtype or states.dtype):
             raise OtherStatesError(f"states are {states.dtype} instead of {self.dtype or _FLOATS}")
         return states
-
-    def _check_band(self, norms: Float[np.ndarray, "layer"]) -> None:
-        with self._lock:
-            usual = self._usual
-            if usual is not None:
-                ratio = norms / usual
-                if not (ratio.min() >= 1 / self._band and ratio.max() <= self._band):
-                    layer = int(np.argmax(np.abs(np.log(np.maximum(ratio, 1e-30)))))
-                    raise BadStatesError(
-                        f"norm of layer {self.layer_ids[layer]} is {norms[layer]:.3g}, usually "
-                        f"{usual[layer]:.3g} (hidden_states.fetch.norm_band={self._band:g})"
-                    )
-            self._norms.append(norms)
-            self._fresh += 1
-            if self._fresh >= _FEW_TOKENS and self._fresh * 8 >= len(self._norms):
-                self._fresh = 0
-                self._usual = np.median(np.stack(self._norms), axis=0)
 
 
 def _times(shape: Sequence[int]) -> str:

@@ -7,21 +7,31 @@ import json
 import os
 import re
 import socket
+import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 
 from speculators.errors import HiddenStateError
+from speculators.hidden_states.online.completions import (
+    asking,
+    check_answer,
+    check_echo,
+    choice_of,
+    states_path,
+)
 from speculators.hidden_states.online.failures import (
-    BadStatesError,
     BusyError,
+    ForbiddenError,
     NoFileError,
     RejectedError,
     ServerTroubleError,
 )
+from speculators.hidden_states.online.streaming import Streamed, events
 
 REQUEST_PREFIX = "hs-"
 """Request ids begin so; vLLM puts them into the names of its files."""
@@ -32,6 +42,7 @@ _KEEP_ALIVE_SECONDS = 4.0
 _QUEUED = re.compile(r"^vllm:num_requests_waiting(?:\{[^}]*\})? ([0-9.e+]+)\s*$", re.MULTILINE)
 
 _BUSY = frozenset({425, 429})
+_FORBIDDEN = frozenset({401, 403})
 
 
 @dataclass(frozen=True)
@@ -164,14 +175,14 @@ class VllmClient:
         prompt = list(prompt)
         body = {"model": model, "prompt": prompt, "max_tokens": 1, "temperature": 0}
         answer = await self._post(url, body)
-        path = _path(answer)
-        choice = _choice(answer)
+        path = states_path(answer)
+        choice = choice_of(answer)
         if path is None:
             raise NoFileError(
                 "answer names no hidden_states_path: was the server started for extraction "
                 "(`speculators serve`)?"
             )
-        _check_echo(choice, prompt)
+        check_echo(choice, prompt)
         return Completion(path, choice["token_ids"][0])
 
     async def generate(
@@ -199,30 +210,75 @@ class VllmClient:
         Raises:
             AttemptError: no usable answer.
         """
-        prompt, stops = list(prompt), sorted(stop_ids)
-        body = {
-            "model": model,
-            "prompt": prompt,
-            "max_tokens": max_new_tokens,
-            "temperature": temperature,
-            "top_p": 1.0,
-            "top_k": 0,
-            "min_p": 0.0,
-            "seed": seed,
-            "stop_token_ids": stops,
-        }
+        prompt = list(prompt)
+        body = asking(model, prompt, max_new_tokens, temperature, seed, stop_ids)
         answer = await self._post(url, body)
-        choice = _choice(answer)
-        _check_echo(choice, prompt)
-        tokens, reason = choice["token_ids"], choice.get("finish_reason")
-        if reason not in ("stop", "length"):
-            raise ServerTroubleError(f"answer ended by {reason!r}")
-        early = next((i for i, token in enumerate(tokens[:-1]) if token in stops), None)
-        if early is not None:
-            raise BadStatesError(f"answer goes on behind the end of the turn (token {early})")
-        if len(tokens) > max_new_tokens:
-            raise BadStatesError(f"answer of {len(tokens)} tokens (allowed {max_new_tokens})")
-        return Generated(tokens, reason, _path(answer))
+        choice = choice_of(answer)
+        check_echo(choice, prompt)
+        tokens = choice["token_ids"]
+        reason = check_answer(tokens, choice.get("finish_reason"), body)
+        return Generated(tokens, reason, states_path(answer))
+
+    async def stream(
+        self,
+        url: str,
+        model: str,
+        prompt: Sequence[int],
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+        stop_ids: Sequence[int] = (),
+        cache_salt: str | None = None,
+    ) -> Streamed:
+        """Let the model write, and note when each piece arrives; see `generate`.
+
+        Args:
+            url: as there, like those not named here.
+            model: as there.
+            prompt: as there.
+            max_new_tokens: as there.
+            temperature: as there.
+            seed: as there.
+            stop_ids: as there.
+            cache_salt: requests share cached prefixes only with those of the same salt.
+
+        Raises:
+            AttemptError: no usable answer.
+        """
+        prompt = list(prompt)
+        body = asking(model, prompt, max_new_tokens, temperature, seed, stop_ids)
+        body |= {"stream": True} | ({} if cache_salt is None else {"cache_salt": cache_salt})
+        answer, began = Streamed(), time.perf_counter()
+        async with self._request("POST", f"{url}/v1/completions", **self._sent(body)) as response:
+            if response.status != 200:
+                raise _refusal(response, await response.read())
+            async for event in events(response.content.iter_any()):
+                answer.add(event, time.perf_counter() - began)
+        choice = {"token_ids": answer.token_ids, "prompt_token_ids": answer.prompt_token_ids}
+        check_echo(choice_of({"choices": [choice]}), prompt)
+        check_answer(answer.token_ids, answer.finish_reason, body)
+        return answer
+
+    async def token_logprobs(
+        self, url: str, model: str, prompt: Sequence[int], *, count: int
+    ) -> dict[int, float]:
+        """Return the log probabilities of the likeliest tokens after a prompt.
+
+        Args:
+            url: the server.
+            model: name of the model there.
+            prompt: tokens.
+            count: how many; servers allow 20 unless told otherwise.
+
+        Raises:
+            AttemptError: no usable answer.
+        """
+        body = asking(model, list(prompt), 1, 0.0, 0, ())
+        body |= {"logprobs": count, "return_tokens_as_token_ids": True}
+        choice = choice_of(await self._post(url, body))
+        found = ((choice.get("logprobs") or {}).get("top_logprobs") or [{}])[0]
+        return {int(name.rpartition(":")[2]): value for name, value in found.items()}
 
     async def metrics(self, url: str) -> str:
         """Return what `/metrics` says, in Prometheus' text format.
@@ -233,18 +289,17 @@ class VllmClient:
         return (await self._read("GET", f"{url}/metrics")).decode(errors="replace")
 
     async def _post(self, url: str, body: dict[str, Any]) -> dict[str, Any]:
+        return await self._exchange("POST", f"{url}/v1/completions", **self._sent(body))
+
+    def _sent(self, body: dict[str, Any]) -> dict[str, Any]:
         """Ask for a completion with nothing of the model's generation config in effect."""
         penalties = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
         body = {**body, **penalties, "return_token_ids": True}
-        return await self._exchange(
-            "POST",
-            f"{url}/v1/completions",
-            data=json.dumps(body).encode(),
-            headers={
-                "Content-Type": "application/json",
-                "X-Request-Id": f"{self.tag}-{next(self._numbers)}",
-            },
-        )
+        headers = {
+            "Content-Type": "application/json",
+            "X-Request-Id": f"{self.tag}-{next(self._numbers)}",
+        }
+        return {"data": json.dumps(body).encode(), "headers": headers}
 
     async def _exchange(self, method: str, url: str, **options: Any) -> dict[str, Any]:
         body = await self._read(method, url, **options)
@@ -257,12 +312,20 @@ class VllmClient:
         return answer
 
     async def _read(self, method: str, url: str, **options: Any) -> bytes:
+        async with self._request(method, url, **options) as response:
+            body = await response.read()
+            if response.status != 200:
+                raise _refusal(response, body)
+            return body
+
+    @asynccontextmanager
+    async def _request(
+        self, method: str, url: str, **options: Any
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Send a request; what breaks until its answer is read becomes an `AttemptError`."""
         try:
             async with self._session.request(method, url, **options) as response:
-                body = await response.read()
-                if response.status != 200:
-                    raise _refusal(response, body)
-                return body
+                yield response
         except TimeoutError:
             seconds = self._timeout.total
             raise ServerTroubleError(f"no answer within {seconds:g} s") from None
@@ -300,6 +363,8 @@ def _refusal(
         return BusyError(reason, float(after) if after.isdecimal() else 0.0)
     if response.status >= 500 or response.status == 408:
         return ServerTroubleError(reason)
+    if response.status in _FORBIDDEN:
+        return ForbiddenError(f"{reason}; the server's key is taken from VLLM_API_KEY")
     return RejectedError(reason)
 
 
@@ -313,40 +378,3 @@ def _message(body: bytes) -> str:
     except (ValueError, AttributeError):
         pass
     return " ".join(text.split())[:300] or "no message"
-
-
-def _choice(answer: dict[str, Any]) -> dict[str, Any]:
-    """Return the first choice, which must hold tokens."""
-    try:
-        choice = answer["choices"][0]
-        tokens, echo = choice["token_ids"], choice["prompt_token_ids"]
-    except (KeyError, IndexError, TypeError):
-        tokens, echo = None, None
-    if not (isinstance(tokens, list) and tokens and all(type(t) is int for t in tokens)) or (
-        echo is None
-    ):
-        raise ServerTroubleError("answer without choices[0].token_ids")
-    return choice
-
-
-def _check_echo(choice: dict[str, Any], prompt: list[int]) -> None:
-    echo = choice["prompt_token_ids"]
-    if echo != prompt:
-        raise BadStatesError(f"answer is for another prompt: {first_difference(echo, prompt)}")
-
-
-def _path(answer: dict[str, Any]) -> str | None:
-    """Return the file of states an answer names, or None."""
-    parameters = answer.get("kv_transfer_params")
-    path = parameters.get("hidden_states_path") if isinstance(parameters, dict) else None
-    return path if isinstance(path, str) and path else None
-
-
-def first_difference(got: Any, wanted: Sequence[int]) -> str:
-    """Return where two token sequences part, in a few words."""
-    if not isinstance(got, list):
-        return f"no list of tokens but {type(got).__name__}"
-    if len(got) != len(wanted):
-        return f"{len(got)} tokens instead of {len(wanted)}"
-    index = next((i for i, (a, b) in enumerate(zip(got, wanted, strict=True)) if a != b), 0)
-    return f"token {index} is {got[index]} instead of {wanted[index]}"

@@ -7,6 +7,7 @@ what no further attempt can mend is a `HiddenStateError` at once.
 from __future__ import annotations
 
 from speculators.config.schema.hidden_states import FetchConfig
+from speculators.errors import HiddenStateError
 
 
 class AttemptError(Exception):
@@ -48,6 +49,22 @@ class RejectedError(AttemptError):
     def further_attempts(self, settings: FetchConfig) -> int:
         """No further attempt."""
         return 0
+
+
+class ForbiddenError(RejectedError):
+    """The server wants to know who asks; every request would be refused."""
+
+
+class ReplacedError(AttemptError):
+    """Another server answers where the proven one did.
+
+    Args:
+        error: what was found.
+    """
+
+    def __init__(self, error: HiddenStateError) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 class NoFileError(AttemptError):

@@ -18,11 +18,10 @@ from speculators.hidden_states.online.failures import (
     AttemptError,
     BadStatesError,
     BusyError,
-    NoFileError,
+    ReplacedError,
     ServerTroubleError,
     StuckLockError,
 )
-from speculators.hidden_states.online.transfer import TransferFolder
 
 _log = logging.getLogger(__name__)
 _LONGEST_BACKOFF_SECONDS = 60.0
@@ -93,11 +92,6 @@ class Attempt(Protocol[_Request, _Result]):
         """Speaks HTTP."""
         ...
 
-    @property
-    def folder(self) -> TransferFolder:
-        """Where servers hand over files."""
-        ...
-
     async def __call__(self, endpoint: Endpoint, request: _Request, /) -> _Result:
         """Make the attempt.
 
@@ -153,6 +147,8 @@ class Fetcher(Generic[_Request, _Result]):
             endpoint = await self._pool.acquire(order, avoid)
             model = endpoint.model
             try:
+                if endpoint.doubtful:
+                    await self._prove_again(endpoint)
                 result = await self._attempt(endpoint, request)
             except AttemptError as failure:
                 avoid, problem = endpoint, failure
@@ -181,10 +177,27 @@ class Fetcher(Generic[_Request, _Result]):
             failed[type(problem)] += 1
             await self._back_off(endpoint, failed.total())
 
+    async def _prove_again(self, endpoint: Endpoint) -> None:
+        """Greet a server that was silent for long before its answers count; one does it for all.
+
+        Raises:
+            AttemptError: it cannot answer, or is another one.
+        """
+        async with self._suspicion[endpoint.url]:
+            if not endpoint.doubtful:
+                return
+            try:
+                await self._greet(endpoint)
+            except HiddenStateError as error:
+                raise ReplacedError(error) from None
+
     async def _blames_sample(
         self, endpoint: Endpoint, problem: AttemptError, model: str, last: bool
     ) -> bool:
         """Return whether a failure counts against the sample and not against its server."""
+        if isinstance(problem, ReplacedError):
+            self._pool.refuse(endpoint, problem.error)
+            return False
         if isinstance(problem, BadStatesError | StuckLockError) and not last:
             _log.warning("server %s: %s; asking again", endpoint.url, problem.reason)
             return True
@@ -199,8 +212,6 @@ class Fetcher(Generic[_Request, _Result]):
                     return True
             try:
                 await self._greet(endpoint)
-            except NoFileError as failure:
-                self._pool.mark_down(endpoint, f"{failure.reason}; {self._why_no_file()}")
             except AttemptError as failure:
                 self._pool.mark_down(endpoint, failure.reason)
             except HiddenStateError as error:
@@ -208,10 +219,6 @@ class Fetcher(Generic[_Request, _Result]):
             else:
                 return endpoint.model == model
             return False
-
-    def _why_no_file(self) -> str:
-        space = self._attempt.folder.describe_space()
-        return f"the server cannot write files: disk full or no permission? {space}"
 
     async def _come_again(self, problem: BusyError, waited: float) -> None:
         """Pause as the server asks; it is never the sample's fault.

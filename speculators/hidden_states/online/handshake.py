@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ from speculators.hidden_states.online.breaker import Endpoint
 from speculators.hidden_states.online.exchange import Exchange, Received
 from speculators.hidden_states.online.failures import (
     BadStatesError,
+    ForbiddenError,
     NoFileError,
     OtherStatesError,
     RejectedError,
@@ -31,6 +33,7 @@ from speculators.verifier.head import VerifierHead
 from speculators.verifier.spec import VerifierSpec
 
 _log = logging.getLogger(__name__)
+_OLDEST = (0, 18)
 
 TOLERANCE = 5e-2
 """Largest relative difference between two ways to compute the same states; bfloat16 servers were
@@ -118,11 +121,14 @@ class Handshake:
         """Learn a server's model name and length; return its version.
 
         Raises:
-            HiddenStateError: its model is too short.
+            HiddenStateError: its model is too short, or it wants a key.
             AttemptError: no answer.
         """
         client, expected = self._exchange.client, self._expected
-        served = await client.served_model(endpoint.url)
+        try:
+            served = await client.served_model(endpoint.url)
+        except ForbiddenError as failure:
+            raise HiddenStateError(f"server {endpoint.url}: {failure.reason}") from None
         needed = expected.max_tokens + 1
         if served.max_model_len is not None and served.max_model_len < needed:
             raise HiddenStateError(
@@ -130,10 +136,8 @@ class Handshake:
                 f"(--max-model-len), and the longest sample needs {needed} (one is generated): "
                 "start the server with more, or lower training.sequence_length"
             )
-        endpoint.model = served.name
-        version = await client.version(endpoint.url)
-        _log.info("server %s: vLLM %s, model %s", endpoint.url, version, served.root)
-        return version
+        endpoint.model, endpoint.serves = served.name, served.root
+        return await client.version(endpoint.url)
 
     async def again(self, endpoint: Endpoint) -> None:
         """Prove that a server which was away, or erred, still is what it was.
@@ -145,12 +149,19 @@ class Handshake:
         await self.introduce(endpoint)
         try:
             received = await self._exchange(endpoint, self._probes[0])
+        except NoFileError as failure:
+            space = self._exchange.folder.describe_space()
+            raise NoFileError(
+                f"{failure.reason}; the server cannot write files: disk full or no permission? "
+                f"{space}"
+            ) from None
         except OtherStatesError as failure:
             raise HiddenStateError(
                 f"server {endpoint.url} is not what it was at the start: {failure.reason}"
             ) from None
         if self._known is not None:
             self._compare(endpoint, received.states, self._known, "the same probe earlier")
+        endpoint.proven()
 
     async def prove(self, endpoint: Endpoint, *, thorough: bool = True) -> Greeting:
         """Prove that the server's states are this verifier's.
@@ -166,6 +177,8 @@ class Handshake:
             AttemptError: it does not answer.
         """
         version = await self.introduce(endpoint)
+        _say_if_old(endpoint, version)
+        _say_if_called_otherwise(endpoint, self._expected.spec.name_or_path)
         first = self._probes[0]
         alone = await self._probe(endpoint, first)
         self._exchange.check.dtype = alone.states.dtype
@@ -176,6 +189,7 @@ class Handshake:
             self._check_teacher(endpoint, alone)
             await self._check_layers(endpoint, first, alone.states)
             await self._check_company(endpoint, alone.states)
+        endpoint.proven()
         return Greeting(version, alone.states.dtype)
 
     async def _check_company(self, endpoint: Endpoint, alone: Tensor) -> None:
@@ -217,18 +231,20 @@ class Handshake:
     def _check_teacher(self, endpoint: Endpoint, received: Received) -> None:
         """The last layer must make the teacher say what the server said."""
         logits = self._expected.head.logits(received.states[-1:, -1])[0]
+        last = self._expected.layer_ids[-1]
         if not 0 <= received.next_token < len(logits):
             raise HiddenStateError(
                 f"server {endpoint.url} generated token {received.next_token}, which "
-                f"{self._expected.spec.name_or_path} does not have: it runs another model"
+                f"{self._expected.spec.name_or_path} does not have: it runs another model "
+                f"({endpoint.serves})"
             )
         gap = float(logits.max() - logits[received.next_token]) / float(logits.std())
         if gap > _TIE:
             raise HiddenStateError(
                 f"server {endpoint.url}: from its last layer's state the teacher says token "
                 f"{int(logits.argmax())}, the server said {received.next_token} "
-                f"({gap:.2g} standard deviations apart): it runs another model or revision, or its "
-                f"last column is not layer {self._expected.layer_ids[-1]}"
+                f"({gap:.2g} standard deviations apart): it runs another model or revision "
+                f"({endpoint.serves}), or its last column is not layer {last}"
             )
 
     async def _check_layers(self, endpoint: Endpoint, prompt: Tensor, states: Tensor) -> None:
@@ -265,7 +281,7 @@ class Handshake:
         cause = (
             f"it holds layer {closest}: layer ids are off by {closest - layer_id:+d}"
             if fits
-            else "the server runs another model or revision"
+            else f"the server runs another model or revision ({endpoint.serves})"
         )
         raise HiddenStateError(
             f"server {endpoint.url}: the column for layer {layer_id} differs from the verifier's "
@@ -288,6 +304,32 @@ class Handshake:
                 f"{differences[worst]:.2g} (relative; allowed {TOLERANCE:g}) from {what}: another "
                 "model, or states of other requests (restart with --no-enable-prefix-caching)"
             )
+
+
+def _say_if_old(endpoint: Endpoint, version: str) -> None:
+    found = re.match(r"(\d+)\.(\d+)", version)
+    if found and tuple(map(int, found.groups())) < _OLDEST:
+        _log.warning(
+            "server %s runs vLLM %s; %s or newer is what this was written for",
+            *(endpoint.url, version, ".".join(map(str, _OLDEST))),
+        )
+
+
+def _say_if_called_otherwise(endpoint: Endpoint, wanted: str) -> None:
+    """A model fine-tuned from the verifier has nearly its first layers and nearly its head."""
+    served, own = (_model_name(name) for name in (endpoint.serves, wanted))
+    if served.lower() != own.lower():
+        _log.warning(
+            "server %s serves %s, this run's verifier is %s: probes tell models apart, but hardly "
+            "one from its fine-tuned sibling; make sure that they are the same",
+            *(endpoint.url, endpoint.serves, wanted),
+        )
+
+
+def _model_name(path: str) -> str:
+    """Return the name in a path or hub id; folders of the hub's cache are named by commits."""
+    cached = re.search(r"models--(?:.+?--)?([^/]+)/snapshots/", path)
+    return cached[1] if cached else path.rstrip("/").rpartition("/")[2]
 
 
 def relative_difference(

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from algorithms.dflash.plain import plain_dflash
 from algorithms.dflash.rows import STEP, make_batch, make_config, make_drafter, make_spec
 from speculators.algorithms.base import StepContext
 from speculators.algorithms.dflash.config import (
@@ -50,25 +48,13 @@ def every_hidden(drafter: DFlashDrafter, batch: PackedBatch, anchors: list[int])
 
 def test_equals_the_plain_step() -> None:
     """Loss and every gradient against the benchmarks' plain version, which shares no code."""
-    path = Path(__file__).parents[3] / "benchmarks" / "plain_dflash.py"
-    module_spec = importlib.util.spec_from_file_location("plain_dflash", path)
-    assert module_spec is not None
-    assert module_spec.loader is not None
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules["plain_dflash"] = module
-    module_spec.loader.exec_module(module)
     drafter, teacher = make_drafter(dtype=torch.float64, scale=0.2)
     batch = make_batch(dtype=torch.float64)
     found = drafter.compute_loss(batch, teacher, STEP)
     anchors = drafter._choose_anchors(batch, HostRow.of(batch), STEP)
-    plain = module.PlainDFlash(
-        dict(drafter.named_parameters()), drafter.embed_tokens, drafter.lm_head.weight,
-        num_layers=3,
-        head_dim=8, block_size=5, mask_token_id=95, rope_theta=10000.0, eps=1e-6,
-    )  # fmt: skip
     weights = slot_weights(PositionWeights.exp, 5, drafter.config.loss_decay_gamma or 0)
     rows = (batch.input_ids, batch.loss_mask, batch.document_ids, batch.position_ids)
-    loss = plain.loss(batch.aux.flatten(1), *rows, anchors, weights, 7)
+    loss = plain_dflash(drafter).loss(batch.aux.flatten(1), *rows, anchors, weights, 7)
     torch.testing.assert_close(found.loss_sum, loss, atol=1e-6, rtol=1e-6)
     parameters = list(drafter.parameters())
     torch.testing.assert_close(

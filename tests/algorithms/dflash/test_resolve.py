@@ -3,12 +3,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from algorithms.dflash.rows import make_config, make_spec
 from speculators.algorithms.dflash.config import DFlashConfig
 from speculators.algorithms.dflash.model import DFlashDrafter
 from speculators.config.schema.speculator import LossWeights
+from speculators.data.vocabulary import DraftVocabulary
 from speculators.errors import ConfigError
+from speculators.modules.rotary import inverse_frequencies
 
 BARE: dict[str, Any] = {"target_layer_ids": None, "mask_token_id": None}
 
@@ -122,3 +125,24 @@ def test_rotary_kinds_nobody_computes_alike_are_refused() -> None:
     spec = make_spec(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0})
     with pytest.raises(ConfigError, match=r"^verifier.name_or_path=/verifier: rope_type 'yarn' "):
         DFlashDrafter.resolve(make_config(), spec, [])
+
+
+def test_a_drafter_can_turn_plainly_whatever_its_verifier_does() -> None:
+    """What is trained is what is written: the checkpoint says so, and is read back so."""
+    spec = make_spec(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0})
+    config = DFlashDrafter.resolve(make_config(rope_theta=5e4), spec, [])
+    table = torch.zeros(spec.vocab_size, spec.hidden_size)
+    drafter = DFlashDrafter.build(
+        config,
+        spec,
+        DraftVocabulary.full(spec.vocab_size),
+        embed_tokens=table,
+        lm_head=table,
+        generator=torch.Generator().manual_seed(0),
+    )
+    plain = {"rope_type": "default", "rope_theta": 5e4}
+    torch.testing.assert_close(drafter.rope_frequencies, inverse_frequencies(8, plain))
+    serving = drafter.serving_config()
+    assert serving["transformer_layer_config"]["rope_parameters"] == plain
+    assert DFlashDrafter.config_from_serving(serving).rope_theta == 5e4
+    assert DFlashDrafter.resolve(make_config(), make_spec(), []).rope_theta == 1e4

@@ -17,7 +17,11 @@ from speculators.data.types import PackedBatch
 
 @dataclass(frozen=True)
 class PlainEagle3:
-    """Weights by name, tables and the switches of the specification's section 3."""
+    """Weights by name, tables and the switches of the specification's section 3.
+
+    `own_tokens`: verifier token of each row of the head; given, later steps read what the step
+    before would draft, otherwise the token of the data (section 4).
+    """
 
     weights: Mapping[str, Tensor]
     embed: Tensor
@@ -28,31 +32,48 @@ class PlainEagle3:
     window: int | None = None
     norm_before_residual: bool = True
     norm_output: bool = False
+    own_tokens: Tensor | None = None
     theta: float = 10000.0
     eps: float = 1e-6
 
     def outputs(self, batch: PackedBatch) -> list[Tensor]:
-        """Return the input of the head at every row, step by step, teacher-forced."""
-        length = len(batch.input_ids)
-        row = torch.arange(length)
-        x = batch.aux.flatten(1)
+        """Return the input of the head at every row, step by step."""
+        state = self.fuse(batch.aux)
+        seen: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in range(self.num_layers)]
+        found: list[Tensor] = []
+        for t in range(self.steps):
+            embedding, state = self.read(batch, t, state, found)
+            for i in range(self.num_layers):
+                state = self._layer(i, state, embedding, batch, t, seen[i])
+            found.append(self._norm(state, "norm"))
+        return found
+
+    def fuse(self, states: Tensor) -> Tensor:
+        """Return one state per row from the verifier's."""
+        x = states.flatten(1)
         if "input_norm.weight" in self.weights:
             x = self._norm(x, "input_norm")
         if "fc_norm.0.weight" in self.weights:
-            parts = [self._norm(batch.aux[:, j], f"fc_norm.{j}") for j in range(3)]
+            parts = [self._norm(states[:, j], f"fc_norm.{j}") for j in range(states.shape[1])]
             x = torch.cat(parts, -1)
-        feature = x @ self.weights["fc.weight"].T
-        seen: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in range(self.num_layers)]
-        found = []
-        for t in range(self.steps):
-            token = batch.input_ids[(row + 1 + t).clamp(max=length - 1)]
-            state = feature
-            for i in range(self.num_layers):
-                state = self._layer(i, state, self.embed[token], batch, t, seen[i])
-            normed = self._norm(state, "norm")
-            found.append(normed)
-            feature = normed if self.norm_output else state
-        return found
+        return x @ self.weights["fc.weight"].T
+
+    def read(
+        self, batch: PackedBatch, t: int, state: Tensor, found: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Return what every row reads at step t: embedding and state.
+
+        Args:
+            batch: the row.
+            t: the step.
+            state: the fused states, later the last layer's output of the step before.
+            found: inputs of the head at the steps before.
+        """
+        length = len(batch.input_ids)
+        token = batch.input_ids[(torch.arange(length) + 1 + t).clamp(max=length - 1)]
+        if t > 0 and self.own_tokens is not None:
+            token = self.own_tokens[(found[-1] @ self.head.T).argmax(-1)]
+        return self.embed[token], found[-1] if t > 0 and self.norm_output else state
 
     def mask(self, batch: PackedBatch, t: int) -> Tensor:
         """Return what row i sees at step t: `row, (t + 1) * row` (section 5, entry by entry)."""

@@ -12,12 +12,13 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from algorithms.eagle3.plain import PlainEagle3
+from algorithms.plain_losses import slot_losses
 from algorithms.rows import STEP, make_batch, make_spec
 from attention.test_sdpa import LargestTensor
 from speculators.algorithms.eagle3.config import Eagle3Config, TttTokens
 from speculators.algorithms.eagle3.fused_config import LayerType
 from speculators.algorithms.eagle3.model import Eagle3Drafter
-from speculators.config.schema import CeLabels, LossWeights
+from speculators.config.schema import AttentionBackend, CeLabels, LossWeights
 from speculators.data.types import PackedBatch
 from speculators.data.vocabulary import DraftVocabulary
 from speculators.modules import chunked_head, partition
@@ -32,11 +33,16 @@ SWITCHES: list[dict[str, Any]] = [
     {"norm_before_residual": False, "norm_output": True, "norm_before_fc": True},
     {"fc_norm": True, "ttt_steps": 5, "layer_type": LayerType.llama},
     {"activation_checkpointing": True, "num_layers": 2},
+    {"ttt_tokens": TttTokens.own, "num_layers": 2},
+    {"ttt_tokens": TttTokens.own, "activation_checkpointing": True, "norm_output": True},
 ]
+LOSSES = ["kl", "reverse_kl", "js", "tv", "lk_alpha", "lk_hybrid"]
 
 
 def make(
-    vocabulary: DraftVocabulary | None = None, **changes: Any
+    vocabulary: DraftVocabulary | None = None,
+    attention: AttentionBackend = AttentionBackend.auto,
+    **changes: Any,
 ) -> tuple[Eagle3Drafter, VerifierHead]:
     """Return a drafter in fp64 with weights of visible size, and the teacher."""
     spec, g = make_spec(), torch.Generator().manual_seed(3)
@@ -47,7 +53,7 @@ def make(
     config = Eagle3Drafter.resolve(Eagle3Config(**values | changes), spec, [])
     drafter = Eagle3Drafter.build(
         config, spec, vocabulary, embed_tokens=embed.double(), lm_head=head.double() * 0.2,
-        generator=g,
+        generator=g, attention=attention,
     ).double()  # fmt: skip
     with torch.no_grad():
         for parameter in drafter.parameters():
@@ -63,6 +69,7 @@ def plain(drafter: Eagle3Drafter) -> PlainEagle3:
         num_layers=config.num_layers, head_dim=8, steps=config.ttt_steps,
         window=config.sliding_window, norm_before_residual=config.norm_before_residual,
         norm_output=config.norm_output,
+        own_tokens=drafter.token_ids if config.ttt_tokens is TttTokens.own else None,
     )  # fmt: skip
 
 
@@ -86,10 +93,7 @@ def by_definition(
             label = int(table[batch.input_ids[i + 2 + t]])
             if config.ce_labels is CeLabels.verifier:
                 label = int(y.argmax())
-            log_q, p = z.log_softmax(-1), y.softmax(-1)
-            values = {"ce": torch.zeros(()) if label < 0 else -log_q[label]}
-            values["kl"] = (p * (p.log() - log_q)).sum()
-            values["tv"] = 1 - torch.minimum(p, log_q.exp()).sum()
+            values = slot_losses(z, y, label)
             weight = config.ttt_decay**t
             only_ce = set(config.loss.active()) == {"ce"}
             if only_ce and label < 0:
@@ -116,13 +120,18 @@ def test_loss_and_gradients_equal_the_specification(switches: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize("labels", CeLabels)
-@pytest.mark.parametrize("loss", [{"ce": 1.0}, {"ce": 0.4, "tv": 1.0}, {"kl": 1.0}], ids=str)
+@pytest.mark.parametrize("loss", [{"ce": 1.0}, *({"ce": 0.4, n: 1.0} for n in LOSSES)], ids=str)
 @pytest.mark.parametrize("trained", [False, True], ids=["frozen head", "trained head"])
-def test_losses_over_a_reduced_vocabulary(
+def test_every_loss_over_a_reduced_vocabulary(
     loss: dict[str, float], labels: CeLabels, *, trained: bool
 ) -> None:
+    """The trained head's weights get their gradients too; later steps read the drafter's tokens."""
     drafter, teacher = make(
-        REDUCED, loss=LossWeights(**loss), ce_labels=labels, train_lm_head=trained
+        REDUCED,
+        loss=LossWeights(**loss),
+        ce_labels=labels,
+        train_lm_head=trained,
+        ttt_tokens=TttTokens.own,
     )
     batch = make_batch((14, 9), dtype=torch.float64)
     found = drafter.compute_loss(batch, teacher, STEP)
@@ -136,6 +145,32 @@ def test_losses_over_a_reduced_vocabulary(
         torch.autograd.grad(total, list(parameters.values())),
         atol=1e-5, rtol=1e-5,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("switches", SWITCHES, ids=str)
+def test_flex_equals_the_specification(
+    switches: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flag = "torch.nn.attention.flex_attention._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"
+    monkeypatch.setattr(flag, True)
+    drafter, teacher = make(attention=AttentionBackend.flex, ttt_decay=0.8, **switches)
+    batch = make_batch((14, 9), dtype=torch.float64)
+    with torch.no_grad():
+        found = drafter.compute_loss(batch, teacher, STEP)
+        total, _ = by_definition(drafter, teacher, batch, plain(drafter).outputs(batch))
+    torch.testing.assert_close(found.loss_sum, total, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("switches", SWITCHES, ids=str)
+def test_a_session_drafts_what_batched_drafting_does(switches: dict[str, Any]) -> None:
+    drafter, _ = make(REDUCED, **switches)
+    batch = make_batch((30,), padding=0, dtype=torch.float64)
+    session, at = drafter.new_session(), 0
+    for step in (6, 1, 3, 1, 4):
+        end = at + step
+        proposal = session.propose(batch.aux[at:end], batch.input_ids[at + 1 : end + 1])
+        at = end
+        assert torch.equal(proposal.tokens, drafter.draft(batch, torch.tensor([end]))[0])
 
 
 def test_worked_example_of_supervision() -> None:

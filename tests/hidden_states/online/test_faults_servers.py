@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import signal
-import subprocess
-import sys
+import itertools
 import threading
-import time
-from pathlib import Path
 
 import pytest
 import torch
 
 from hidden_states.online.reliability import DOCUMENT, proves, with_table
 from hidden_states.online.test_faults import equal
-from hidden_states.online.toy import collect, leftovers, rows, stacked, store_opener
-from speculators.config.schema.hidden_states import OnGenerate
+from hidden_states.online.toy import (
+    collect,
+    once_said,
+    rows,
+    stacked,
+)
 from speculators.errors import HiddenStateError, HiddenStateOutageError
-from speculators.hidden_states import store as store_module
-from speculators.hidden_states.online import breaker
+from speculators.hidden_states.online import breaker, handshake
 from speculators.testing.fake_vllm import FakeVLLM
 from speculators.testing.faults import Fault, FaultKind
 from speculators.testing.toy_verifier import ToyVerifier
@@ -38,15 +35,14 @@ def after(seconds: float, action) -> threading.Timer:
 def test_a_server_that_comes_late_is_waited_for(tmp_path, toy, open_source, truth, caplog):
     server = FakeVLLM(tmp_path / "transfer", (1, 3, 4), toy).start()
     server.stop()
-    timer = after(0.3, server.start)
     samples = rows(6)
     source = open_source(server)
+    said = f"waiting for the server at http://127.0.0.1:{server.port}: Connect"
     try:
-        assert equal(collect(source, samples), truth(samples))
+        with once_said(caplog, said, server.start):
+            assert equal(collect(source, samples), truth(samples))
     finally:
-        timer.join()
         server.stop()
-    assert f"waiting for the server at http://127.0.0.1:{server.port}: Connect" in caplog.text
 
 
 @proves("no server at all", "stops with the URL and the command that starts one")
@@ -132,17 +128,11 @@ def test_a_folder_of_another_name_is_mapped(serve, open_source, truth, tmp_path)
 @proves("the server is killed in mid-run and started again", "waits, goes on; nothing lost")
 def test_a_killed_server_is_waited_for(serve, open_source, truth, caplog):
     server, samples = serve(latency_seconds=0.005), rows(60)
-    got = []
-    timer = None
-    for i, states in enumerate(open_source(server).stream([row] for row in samples)):
-        got.append(stacked(states[0]))
-        if i == 20:
-            server.stop()
-            timer = after(0.3, server.start)
-    assert timer is not None
-    timer.join()
-    assert equal(got, truth(samples))
-    assert "is down (" in caplog.text
+    source = open_source(server)
+    source.start(["any"])
+    server.faults.add_for(Fault(K.death), samples[20].input_ids.tolist())
+    with once_said(caplog, "is down (", server.start):
+        assert equal(collect(source, samples), truth(samples))
     assert "is back after" in caplog.text
 
 
@@ -180,25 +170,110 @@ def test_a_server_that_stays_down_ends_the_run(serve, open_source, truth):
 
 @proves("the server comes back with another model or other layers", "refused; never trained on")
 @pytest.mark.parametrize("change", ["model", "layers", "number format"])
-def test_a_server_that_comes_back_different_is_refused(change, serve, open_source):
+def test_a_server_that_comes_back_different_is_refused(change, serve, open_source, truth, caplog):
     server, samples = serve(latency_seconds=0.005), rows(60)
-    stream = open_source(server).stream([row] for row in samples)
-    for _ in range(10):
+    source, got = open_source(server), []
+    source.start(["any"])
+    server.faults.add_for(Fault(K.death), samples[20].input_ids.tolist())
+
+    def come_back() -> None:
+        if change == "model":
+            server.states = ToyVerifier(seed=5)
+        elif change == "layers":
+            server.layer_ids = [2, 3, 4]
+        else:
+            server.dtype = torch.bfloat16
+        server.start()
+
+    def train() -> None:
+        for states in source.stream([row] for row in samples):
+            got.append(stacked(states[0]))
+
+    refused = pytest.raises(HiddenStateError, match=r"differs by|instead of torch\.float32")
+    with once_said(caplog, "is down (", come_back), refused:
+        train()
+    assert equal(got, truth(samples[: len(got)]))
+
+
+@proves(
+    "another server stands in the place of the one that was asked some time ago",
+    "refused before an answer of it is used",
+)
+def test_a_server_that_was_replaced_in_a_pause_is_refused(serve, open_source, monkeypatch):
+    """No request was under way, so none failed: with a slow trainer nobody would notice."""
+    monkeypatch.setattr(breaker, "_IDLE_SECONDS", 0.0)
+    server, samples = serve(), rows(12)
+    stream = open_source(server, fetch={"prefetch_samples": 1}).stream([row] for row in samples)
+    for _ in range(3):
         next(stream)
-    server.stop()
-    if change == "model":
-        server.states = ToyVerifier(seed=5)
-    elif change == "layers":
-        server.layer_ids = [2, 3, 4]
-    else:
-        server.dtype = torch.bfloat16
-    timer = after(0.05, server.start)
-    try:
-        with pytest.raises(HiddenStateError, match=r"differs by|instead of torch\.float32"):
-            for _ in stream:
-                pass
-    finally:
-        timer.join()
+    server.states = ToyVerifier(seed=5)
+    with pytest.raises(HiddenStateError, match=r"differs by .* from the same probe earlier"):
+        next(stream)
+
+
+def test_a_pause_alone_costs_nothing_but_a_probe(serve, open_source, truth, monkeypatch):
+    monkeypatch.setattr(breaker, "_IDLE_SECONDS", 0.0)
+    server, samples = serve(), rows(6)
+    source = open_source(server, fetch={"prefetch_samples": 1})
+    assert equal(collect(source, samples, group=1), truth(samples))
+    assert len(server.calls) == 5 + 2 * len(samples)  # each sample behind a probe
+
+
+@proves(
+    "one server is down for good and another one came back as a different one",
+    "stops after `outage_timeout_seconds`, naming both",
+)
+def test_no_server_is_left_when_one_is_down_and_the_other_refused(serve, open_source, caplog):
+    dead, other = serve(), serve()
+    source = open_source(dead, other, fetch={"outage_timeout_seconds": 0.3})
+    source.start(["any"])
+    dead.stop()
+
+    def change() -> None:
+        other.layer_ids = [1, 2, 3, 4]
+
+    stopped = pytest.raises(HiddenStateOutageError, match=r"no server answered for 0\.3 s")
+    with once_said(caplog, "is down (", change), stopped as caught:
+        for _ in source.stream([row] for row in itertools.cycle(rows(60))):
+            pass
+    assert f"{other.url.removesuffix('/v1')}: not used any more, see above" in str(caught.value)
+
+
+@proves(
+    "a server that wants a key, at the start or from some moment on",
+    "stops at once: the key is taken from VLLM_API_KEY",
+)
+@pytest.mark.parametrize("moment", ["at the start", "in mid-run"])
+def test_a_server_that_wants_a_key_stops_with_the_remedy(moment, serve, open_source):
+    server = serve(api_key="secret" if moment == "at the start" else None)
+    source = open_source(server)
+    if moment == "in mid-run":
+        source.start(["any"])
+        server.api_key = "secret"
+    with pytest.raises(HiddenStateError, match=r"Unauthorized; the server's key .*VLLM_API_KEY"):
+        collect(source, rows(4))
+
+
+def test_an_old_server_and_one_of_another_name_are_warned_of(serve, open_source, caplog):
+    open_source(serve(version="0.17.1", root="/models/toy-instruct")).start(["any"])
+    assert "runs vLLM 0.17.1; 0.18 or newer" in caplog.text
+    assert "serves /models/toy-instruct, this run's verifier is toy: " in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("Qwen/Qwen3-8B", "Qwen3-8B"),
+        ("/data/Qwen3-8B/", "Qwen3-8B"),
+        (
+            "/c/models--Qwen--Qwen3-8B/snapshots/b968826d9c46dd6066d109eabc6255188de91218",
+            "Qwen3-8B",
+        ),
+        ("gpt2", "gpt2"),
+    ],
+)
+def test_names_of_models_are_found_in_paths(path, name):
+    assert handshake._model_name(path) == name
 
 
 def test_a_quick_change_of_layers_is_noticed_by_the_files(serve, open_source):
@@ -239,148 +314,6 @@ def test_a_server_that_stays_overloaded_ends_the_run(serve, open_source):
         collect(source, rows(4))
 
 
-@proves("the disk of the server's folder is full", "waits until files come again; nothing lost")
-def test_a_full_disk_at_the_server_is_waited_out(serve, open_source, truth, caplog):
-    server, samples = serve(), rows(30)
-    source = open_source(server)
-    source.start(["any"])
-    server.faults.add(Fault(K.missing_file), count=None)
-    timer = after(0.4, server.faults.clear)
-    try:
-        assert equal(collect(source, samples), truth(samples))
-    finally:
-        timer.join()
-    assert "the server cannot write files: disk full or no permission?" in caplog.text
-    assert "GiB free" in caplog.text
-
-
-def _full(*_args, **_options):
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
-@proves("the disk of the store is full while training", "goes on without keeping; says how many")
-def test_training_goes_on_beside_a_full_store(
-    serve, open_source, truth, tmp_path, monkeypatch, caplog
-):
-    monkeypatch.setattr(store_module, "save_file", _full)
-    samples, folder = rows(10), tmp_path / "store"
-    source = open_source(serve(), store_path=str(folder), on_generate=OnGenerate.cache)
-    assert equal(collect(source, samples), truth(samples))
-    assert source.gauges()["unkept"] == 10
-    source.close()
-    assert "10 samples were used but not kept: no room" in caplog.text
-    assert list(folder.rglob("*.safetensors")) == list(folder.rglob(".writing-*")) == []
-
-
-@proves(
-    "the disk of the store is full while extracting",
-    "pauses until there is room; stops after `outage_timeout_seconds`",
-)
-def test_extraction_waits_for_room(serve, open_source, truth, tmp_path, monkeypatch):
-    original, samples = store_module.save_file, rows(8)
-    options = {"store_path": str(tmp_path / "store"), "on_generate": OnGenerate.cache}
-    monkeypatch.setattr("speculators.hidden_states.online.keeper._LOOK_AGAIN_SECONDS", 0.05)
-    monkeypatch.setattr(store_module, "save_file", _full)
-    timer = after(0.3, lambda: monkeypatch.setattr(store_module, "save_file", original))
-    source = open_source(serve(), must_keep=True, **options)
-    assert equal(collect(source, samples), truth(samples))
-    timer.join()
-    store = store_opener(tmp_path / "store")(None)
-    assert store is not None
-    assert set(store.sample_ids()) == {row.sample_id for row in samples}
-    monkeypatch.setattr(store_module, "save_file", _full)
-    fetch = {"outage_timeout_seconds": 0.2}
-    source = open_source(serve(), must_keep=True, fetch=fetch, **options)
-    with pytest.raises(HiddenStateOutageError, match="Free space and repeat this command"):
-        collect(source, rows(3, seed=9))
-
-
-@proves("two trainers on one store", "both get the same states; every file is whole")
-def test_two_trainers_share_a_store(serve, open_source, truth, tmp_path):
-    server, samples = serve(latency_seconds=0.002), rows(40)
-    options = {"store_path": str(tmp_path / "store"), "on_generate": OnGenerate.cache}
-    sources = [open_source(server, **options) for _ in range(2)]
-    results: dict[int, list] = {}
-
-    def train(which: int) -> None:
-        order = samples if which == 0 else samples[::-1]
-        results[which] = collect(sources[which], order)
-
-    threads = [threading.Thread(target=train, args=(i,)) for i in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert equal(results[0], truth(samples))
-    assert equal(results[1], truth(samples[::-1]))
-    reader = open_source(server, **options)
-    assert equal(collect(reader, samples), truth(samples))
-    assert reader.counts.stored == 40
-
-
-_WRITER = """
-import sys, time, torch
-from pathlib import Path
-from hidden_states.online.toy import identity, rows
-from speculators.hidden_states import store as module
-from speculators.hidden_states.types import HiddenStates
-from speculators.testing.toy_verifier import ToyVerifier
-
-store = module.HiddenStateStore.open(Path(sys.argv[1]), identity("float32"), create=True)
-flush, samples, toy = module.flush, rows(6), ToyVerifier()
-def slow(path):
-    if len(list(store.sample_ids())) == 3:
-        print("writing", flush=True)
-        time.sleep(60)
-    flush(path)
-module.flush = slow
-for row in samples:
-    states = toy.states(row.input_ids.tolist(), (1, 3, 4))
-    store.put(row, HiddenStates(states[:, :-1], states[:, -1]))
-"""
-
-
-@proves("`kill -9` in the middle of a write", "no half file is ever seen; the next run goes on")
-def test_a_killed_writer_leaves_no_half_file(serve, open_source, truth, tmp_path):
-    root = Path(__file__).parents[3]
-    environment = {**os.environ, "PYTHONPATH": f"{root}:{root / 'tests'}"}
-    folder, samples = tmp_path / "store", rows(6)
-    writer = subprocess.Popen(
-        [sys.executable, "-c", _WRITER, str(folder)],
-        stdout=subprocess.PIPE,
-        env=environment,
-    )
-    assert writer.stdout is not None
-    assert writer.stdout.readline() == b"writing\n"
-    writer.send_signal(signal.SIGKILL)
-    writer.wait()
-    writer.stdout.close()
-    server = serve()
-    source = open_source(server, store_path=str(folder), on_generate=OnGenerate.cache)
-    assert equal(collect(source, samples), truth(samples))
-    assert (source.counts.stored, source.counts.generated) == (3, 3)
-
-
-@proves("Ctrl-C", "requests are cancelled and their files removed")
-def test_an_interrupt_leaves_nothing_behind(serve, open_source, tmp_path):
-    server, samples = serve(latency_seconds=0.05), rows(40)
-    source = open_source(server)
-    stream = source.stream([row] for row in samples)
-    next(stream)
-    main = threading.get_ident()
-    timer = after(0.1, lambda: signal.pthread_kill(main, signal.SIGINT))
-
-    def train() -> None:
-        for _ in stream:
-            time.sleep(0.01)
-
-    with pytest.raises(KeyboardInterrupt):
-        train()
-    timer.join()
-    source.close()
-    assert leftovers(tmp_path / "transfer") == []
-
-
 def test_the_document_shows_these_faults():
     text = DOCUMENT.read_text()
     assert text == with_table(text), "run python tests/hidden_states/online/reliability.py"
@@ -404,9 +337,5 @@ def test_a_silent_server_is_found_and_waited_for(
         server.faults.clear()
         server.healthy = True
 
-    timer = after(1.0, recover)
-    try:
+    with once_said(caplog, "is down (neither answers nor passes its health check)", recover):
         assert equal(collect(source, samples), truth(samples))
-    finally:
-        timer.join()
-    assert "is down (neither answers nor passes its health check)" in caplog.text

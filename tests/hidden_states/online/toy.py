@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -86,6 +89,34 @@ def wait_until(true: Callable[[], bool], seconds: float = 30.0) -> None:
     while not true() and time.monotonic() < deadline:
         time.sleep(0.005)
     assert true()
+
+
+@contextmanager
+def once_said(
+    caplog: pytest.LogCaptureFixture, text: str, action: Callable[[], object]
+) -> Iterator[None]:
+    """Do something when the log first holds a text, however long that takes.
+
+    At the end of the block it must have been said and done.
+    """
+    over = threading.Event()
+    done: list[bool] = []
+
+    def watch() -> None:
+        while text not in caplog.text:
+            if over.wait(0.005):
+                return
+        action()
+        done.append(True)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+    assert done, f"nobody said {text!r}"
 
 
 def leftovers(folder: Path) -> list[str]:

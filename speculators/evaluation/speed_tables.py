@@ -1,0 +1,109 @@
+"""Tables of speed: servers with and without drafting, and how many tokens to draft."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from speculators.evaluation.acceptance import Acceptance
+from speculators.evaluation.best_k import MODEL, CycleTimes, best_k
+from speculators.evaluation.load import SPEED_DEFINITION
+from speculators.evaluation.tables import Grid
+
+
+def recommendation(
+    acceptance: Acceptance, times: Sequence[CycleTimes], console: Console
+) -> dict[str, Any]:
+    """Work out how many tokens to draft, say it, and return what `evaluation.json` adds."""
+    if not times:
+        return {}
+    found = [best_k(acceptance.per_position, one) for one in times]
+    values = {"batches": [one.to_dict() for one in found], "definition": MODEL}
+    (grid,) = speed_grids({"best_k": values})
+    _show(grid, console)
+    for one in found:
+        size, count = one.times.batch_size, one.recommended
+        what = f"num_speculative_tokens={count}" if count else "no drafting: it does not pay"
+        console.print(f"recommended for {size} at once: [bold]{what}[/]", soft_wrap=True)
+    console.print(MODEL, style="dim")
+    return {"best_k": values}
+
+
+def show_speeds(levels: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """Print what a server, or two, took, with the definition."""
+    (grid,) = speed_grids({"served": {"levels": levels, "definition": SPEED_DEFINITION}})
+    _show(grid, console)
+    console.print(SPEED_DEFINITION, style="dim")
+
+
+def speed_grids(found: Mapping[str, Any]) -> list[Grid]:
+    """Return the tables there are numbers for.
+
+    Args:
+        found: `evaluation.json`, or as much of it as there is.
+    """
+    grids = []
+    if served := found.get("served"):
+        grids.append(_served(served))
+    if best := found.get("best_k"):
+        grids.append(_best(best))
+    return grids
+
+
+def _served(served: Mapping[str, Any]) -> Grid:
+    levels = served["levels"]
+    sides = ["speculative", *(["plain"] if "plain" in levels[0] else [])]
+    header = ["at once", "tau"]
+    for side in sides:
+        header += [f"{side}: first token ms", "between tokens ms", "tokens/s"]
+    header += ["speed-up", "between tokens"] if len(sides) > 1 else []
+    rows = []
+    for level in levels:
+        cells = [str(level["concurrency"]), f"{level['speculative']['acceptance_length']:.3f}"]
+        for side in sides:
+            part = level[side]
+            cells += [_mean(part["first_token_ms"]), _mean(part["inter_token_ms"])]
+            cells.append(f"{part['tokens_per_second']:.0f}")
+        if len(sides) > 1:
+            cells += [f"{level['speedup']:.2f}", _ratio(level.get("inter_token_speedup"))]
+        rows.append(tuple(cells))
+    note = f"Means; {served['definition']}."
+    return Grid("served", "Speed of the server", tuple(header), tuple(rows), note)
+
+
+def _mean(spread: Mapping[str, float] | None) -> str:
+    return "" if spread is None else f"{spread['mean']:.1f}"
+
+
+def _ratio(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _best(best: Mapping[str, Any]) -> Grid:
+    batches = best["batches"]
+    most = max(len(batch["speedups"]) for batch in batches)
+    rows = tuple(
+        (
+            str(batch["batch_size"]),
+            str(batch["recommended"] or "none"),
+            *(f"{ratio:.2f}" for ratio in batch["speedups"]),
+            *[""] * (most - len(batch["speedups"])),
+        )
+        for batch in batches
+    )
+    header = ("at once", "recommended", *(f"K={k}" for k in range(1, most + 1)))
+    title = "Expected speed-up by drafted tokens"
+    return Grid("best_k", title, header, rows, f"{best['definition']}.")
+
+
+def _show(grid: Grid, console: Console) -> None:
+    table = Table(title=grid.title, box=box.SIMPLE_HEAD)
+    for name in grid.header:
+        table.add_column(name, justify="right")
+    for row in grid.rows:
+        table.add_row(*row)
+    console.print(table)
