@@ -17,7 +17,7 @@ from speculators.conversion.layout import read_model
 from speculators.data.coloured import print_samples
 from speculators.data.loader import RowLoader
 from speculators.data.prepared import PreparedData, SampleSet
-from speculators.data.report import print_report
+from speculators.data.report_view import print_report
 from speculators.errors import DataError
 from speculators.evaluation.evaluate import evaluate
 from speculators.evaluation.expected import against_published

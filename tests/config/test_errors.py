@@ -174,7 +174,7 @@ def test_evaluate_needs_a_checkpoint() -> None:
         check(Request("evaluate", ("seed=x",)), needs=("checkpoint",))
     assert list(caught.value.problems) == [
         "seed=x: must be a whole number",
-        "checkpoint=null: a value is needed: Checkpoint folder (evaluate, convert).",
+        "checkpoint=null: a value is needed: Checkpoint folder (evaluate, convert, doctor).",
     ]
 
 
