@@ -191,7 +191,7 @@ class Measurement:
         timed = Timed(rows)
         Trainer(
             self.config,
-            build_drafter(self.config, self.verifier, self.data),
+            build_drafter(self.config, self.verifier, self.data).drafter,
             self.verifier.head(),
             timed,
             run_dir=folder,

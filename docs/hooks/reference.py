@@ -68,10 +68,11 @@ def rows(schema: Any, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
         doc = field_doc(schema, field.name)
         if nested is None:
             yield key, describe(hint), _default(field), doc
-        elif prefix:
-            if nested is not hint:
-                yield key, describe(hint), _default(field), doc
+        elif nested is not hint:  # it may be null, or hold any number of these
+            yield key, describe(hint), _default(field), doc
             yield from rows(nested, f"{key}{suffix}.")
+        elif prefix:  # the groups themselves have sections of their own
+            yield from rows(nested, f"{key}.")
 
 
 def _schema_in(hint: Any) -> tuple[Any, str]:

@@ -12,12 +12,14 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from speculators.algorithms.conventions import Conventions
 from speculators.algorithms.cost import StepCost, Workload, common_cost
 from speculators.config.schema import AttentionBackend, DraftLayersConfig, SpeculatorConfig
 from speculators.data.types import PackedBatch
@@ -28,6 +30,13 @@ from speculators.verifier.head import VerifierHead
 from speculators.verifier.spec import VerifierSpec
 
 ConfigT = TypeVar("ConfigT", bound=SpeculatorConfig)
+
+
+class TokenRows(Enum):
+    """Which tokens the rows of a weight stand for."""
+
+    vocab = "vocab"
+    draft = "draft"
 
 
 @dataclass(frozen=True)
@@ -206,6 +215,10 @@ class Drafter(nn.Module, ABC, Generic[ConfigT]):
     def compute_loss(self, batch: PackedBatch, teacher: VerifierHead, step: StepContext) -> Output:
         """Forward pass of training on one packed row.
 
+        Among its metrics are `accuracy_<k>`, the share of supervised slots k whose drafted token is
+        the token in the data (k = 1, 2, ... after the newest one), so that the pass can be compared
+        with drafting. In eval mode nothing in it is random.
+
         Every trainable weight gets a gradient, zero where the row teaches nothing: processes that
         share weights wait for each other's gradients of every one.
         """
@@ -242,6 +255,26 @@ class Drafter(nn.Module, ABC, Generic[ConfigT]):
     @abstractmethod
     def saved_tensors(self) -> dict[str, Tensor]:
         """Return exactly the tensors of `model.safetensors`, by name (specification, section 5)."""
+
+    def conventions(self) -> Conventions | None:
+        """Return what this drafter computes with, read off its modules; None: it does not say."""
+        return None
+
+    @classmethod
+    def served_conventions(cls, config: dict[str, Any]) -> Conventions | None:
+        """Return what the serving engine makes of a `config.json`; None: it does not say.
+
+        Raises:
+            CheckpointError: a key the engine needs is missing.
+        """
+        return None
+
+    def token_rows(self) -> dict[str, TokenRows]:
+        """Name the trained weights with a row per token, of the verifier's or the draft vocabulary.
+
+        A start from a drafter of another verifier takes their rows over token by token.
+        """
+        return {}
 
     def step_cost(self, work: Workload) -> StepCost:
         """Return arithmetic and memory of forward and backward over one packed row.

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from speculators.algorithms.base import Proposal
+from speculators.algorithms.base import Proposal, TokenRows
 from speculators.algorithms.resolving import with_own_rope
 from speculators.config.schema import AttentionBackend
 from speculators.data.vocabulary import DraftVocabulary
@@ -133,6 +133,10 @@ class DraftTables(nn.Module):
         if not self.lm_head.weight.requires_grad:
             return self.lm_head.weight
         return teacher.lm_head if self.vocabulary.is_full else teacher.lm_head[self.token_ids]
+
+    def token_rows(self) -> dict[str, TokenRows]:
+        """Name the draft head if it is trained, see `Drafter.token_rows`."""
+        return {"lm_head.weight": TokenRows.draft} if self.lm_head.weight.requires_grad else {}
 
     def saved_tables(self) -> dict[str, Tensor]:
         """Return head and maps where the vocabulary is reduced.

@@ -61,6 +61,7 @@ _DRAFTER = (
     "speculator.mask_token_id",
     "speculator.loss_decay_gamma",
     "speculator.from_pretrained",
+    "speculator.forecast_steps",
 )
 _LOOP = ("optimizer.lr", "training.max_steps", "training.epochs", "training.accumulation_steps")
 _DECODING = (
@@ -168,6 +169,18 @@ _PLAN = Command(
     ),
 )
 
+_DOCTOR = Command(
+    "doctor",
+    "speculators.doctor.command",
+    "proves that training, checkpoint and engine compute the same; explains low acceptance",
+    (
+        *("checkpoint", "run", "doctor.endpoint", "doctor.tests", "doctor.num_samples"),
+        *("doctor.num_prompts", "doctor.num_tokens"),
+        *("doctor.max_new_tokens", "evaluation.prompts", "verifier.template", "device"),
+    ),
+    needs=("checkpoint|run",),
+)
+
 _LEADERBOARD = Command(
     "leaderboard",
     "speculators.sweep.command",
@@ -176,6 +189,6 @@ _LEADERBOARD = Command(
     needs=("sweep.dir",),
 )
 
-_ALL = (_TRAIN, _PREPARE, _PLAN, _SERVE, _EXTRACT, _EVALUATE, _CONVERT, _LEADERBOARD)
+_ALL = (_TRAIN, _PREPARE, _PLAN, _SERVE, _EXTRACT, _EVALUATE, _DOCTOR, _CONVERT, _LEADERBOARD)
 COMMANDS = {command.name: command for command in _ALL}
 """Every command by name, in the order of the help."""

@@ -31,6 +31,7 @@ _ELSEWHERE = (
     "push_to_hub",
     "serve",
     "show",
+    "speculator.forecast_steps",
     "sweep",
     "tracker",
     "training.allow_changes",

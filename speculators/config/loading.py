@@ -31,6 +31,7 @@ _MAYBE_FILES = (
     ("verifier", "name_or_path"),
     ("verifier", "template"),
     ("speculator", "from_pretrained"),
+    ("speculator", "pretrained_verifier"),
     ("data", "path"),
     ("data", "validation_path"),
     ("data", "prompt_sets"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -21,6 +22,28 @@ CONTEXT = "bright_black"
 
 Stretch: TypeAlias = tuple[str, bool]
 """Text, and whether it is supervised."""
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    """A part of a sample to be shown.
+
+    Attributes:
+        title: which sample.
+        parts: its text.
+    """
+
+    title: str
+    parts: tuple[Stretch, ...]
+
+
+def headline(num_tokens: int, num_supervised: int, conversation_id: str) -> str:
+    """Return what a sample is, in one line."""
+    share = num_supervised / max(1, num_tokens)
+    return (
+        f"{num_tokens:,} tokens, {num_supervised:,} supervised ({share:.0%}), "
+        f"conversation {conversation_id}"
+    )
 
 
 def stretches(sample: Sample, tokenizer: VerifierTokenizer) -> Iterator[Stretch]:
@@ -61,10 +84,7 @@ def print_samples(
     console = console or Console()
     for index in range(min(count, len(samples))):
         sample = samples[index]
-        supervised = int(sample.loss_mask.sum())
-        title = (
-            f"sample {index}: {len(sample)} tokens, {supervised} supervised "
-            f"({supervised / max(1, len(sample)):.0%}), conversation {sample.conversation_id}"
-        )
+        line = headline(len(sample), int(sample.loss_mask.sum()), sample.conversation_id)
+        title = f"sample {index}: {line}"
         console.rule(Text(title, style="bold"), align="left")
         console.print(coloured(sample, tokenizer), soft_wrap=True)

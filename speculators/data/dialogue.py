@@ -273,7 +273,7 @@ class Dialogue:
         num_open = sum(int(self._rows[turn][0][-1]) not in ends for turn in group)
         answered = int(mask.sum())
         roles = {"prompt": (len(ids) - answered, 0), "assistant": (answered, answered)}
-        return MaskedRow(ids, mask, roles, num_open)
+        return MaskedRow(ids, mask, roles, num_open, len(group))
 
 
 @runtime_checkable

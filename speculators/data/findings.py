@@ -12,7 +12,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from speculators.config.schema import DataConfig
-from speculators.data.coloured import Stretch, stretches
+from speculators.data.coloured import Excerpt, headline, stretches
 from speculators.data.coverage import coverage_sizes, suggest_size
 from speculators.data.hub import HubSource
 from speculators.data.readers import Part
@@ -22,14 +22,23 @@ from speculators.data.truncation import Cutter
 from speculators.data.types import Sample
 from speculators.data.vocabulary import forced_token_ids
 
-_SAMPLES, _CONTEXT_TOKENS, _TOKENS = 3, 120, 1500
+_SAMPLES, _CONTEXT_TOKENS, _TOKENS = 4, 120, 1500
+_PERCENT = (50, 90, 99, 100)
 _POLICIES = ("truncation", "multi_turn", "bad_rows", "duplicates", "contaminated")
 
 
 def add_lengths(report: DataReport, cutter: Cutter, sequence_length: int) -> None:
-    """Add the histogram of lengths before truncation."""
+    """Add the histograms of all and of supervised tokens, before truncation."""
     lengths = np.frombuffer(cutter.lengths, dtype=np.int64)
     report.length_edges, report.length_counts = length_histogram(lengths, sequence_length)
+    ordered = np.sort(lengths)
+    places = {str(percent): percent * len(ordered) // 100 for percent in _PERCENT}
+    last = len(ordered) - 1
+    report.length_quantiles = {key: int(ordered[min(at, last)]) for key, at in places.items()}
+    supervised = np.frombuffer(cutter.supervised, dtype=np.int64)
+    report.supervised_edges, report.supervised_counts = length_histogram(
+        supervised, sequence_length
+    )
     report.sequence_length = sequence_length
 
 
@@ -71,7 +80,7 @@ def shown_samples(
     conversation_ids: Sequence[str],
     chosen: Bool[np.ndarray, "sample"],
     tokenizer: VerifierTokenizer,
-) -> list[list[Stretch]]:
+) -> list[Excerpt]:
     """Return the first samples of different conversations, from shortly before what is supervised.
 
     Args:
@@ -81,16 +90,23 @@ def shown_samples(
         tokenizer: spells them.
     """
     rows: dict[str, int] = {}
+    seen: set[str] = set()
     for row in np.flatnonzero(chosen).tolist():
-        rows.setdefault(conversation_ids[row], row)
+        name, sample_id = conversation_ids[row], table["sample_id"][row].as_py()
+        if name not in rows and sample_id not in seen:
+            rows[name] = row
+        seen.add(sample_id)
         if len(rows) == _SAMPLES:
             break
     shown = []
-    for row in rows.values():
+    for name, row in rows.items():
         ids, mask = (torch.tensor(table[c][row].as_py()) for c in ("input_ids", "loss_mask"))
         start = max(0, int(mask.argmax()) - _CONTEXT_TOKENS)
         stop = start + _TOKENS
-        sample = Sample(ids[start:stop], mask[start:stop] == 1, "", "")
-        cut = [("\u2026 ", False)] if start else []
-        shown.append([*cut, *stretches(sample, tokenizer)])
+        sample = Sample(ids[start:stop], mask[start:stop] == 1, "", name)
+        source = table["source"][row].as_py()
+        title = f"{source}, {headline(len(ids), int(mask.sum()), name)}"
+        parts = [*stretches(sample, tokenizer)]
+        before, after = [("\u2026 ", False)] * (start > 0), [(" \u2026", False)] * (stop < len(ids))
+        shown.append(Excerpt(title, (*before, *parts, *after)))
     return shown

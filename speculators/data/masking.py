@@ -8,6 +8,7 @@ saw when it produced it; then a conversation becomes several rows.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -17,9 +18,10 @@ from jaxtyping import Bool, Int
 from speculators.config.schema import MultiTurn
 from speculators.data.chat_template import TemplateRefusalError
 from speculators.data.roles import RoleTokens, count_roles
-from speculators.data.spans import common_prefix, fewest_rows, find_border
+from speculators.data.spans import fewest_rows, find_border
 from speculators.data.template import Tokenized, VerifierTokenizer
 from speculators.data.types import Conversation
+from speculators.data.views import View, Viewer, hidden_call
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,14 @@ class MaskedRow:
         loss_mask: True on what the verifier would have generated, end of turn included.
         roles: tokens by role, for the report.
         num_open_turns: supervised turns without an end token.
+        num_answers: supervised turns; 0 where nobody knows (rows that were tokenised before).
     """
 
     input_ids: Int[np.ndarray, "token"]
     loss_mask: Bool[np.ndarray, "token"]
     roles: RoleTokens = field(default_factory=dict)
     num_open_turns: int = 0
+    num_answers: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Masked:
     Attributes:
         rows: training rows.
         unstable: one line per assistant turn whose first token cannot be told.
+        hidden: one line per assistant turn whose tool call the template leaves out.
         refusal: why the conversation cannot be used, or not to its end; the same words for all
             that have this reason.
         detail: what exactly happened to this one.
@@ -53,30 +58,9 @@ class Masked:
 
     rows: tuple[MaskedRow, ...] = ()
     unstable: tuple[str, ...] = ()
+    hidden: tuple[str, ...] = ()
     refusal: str | None = None
     detail: str = ""
-
-
-@dataclass(frozen=True)
-class _View:
-    """An assistant turn as the verifier meets it: the last of its conversation.
-
-    Attributes:
-        turn: index of the turn.
-        prompt: rendered text after which the verifier begins.
-        text: rendered text with the turn.
-        stop: characters of `text` up to the end of the turn.
-    """
-
-    turn: int
-    prompt: str
-    text: str
-    stop: int
-
-    @property
-    def head(self) -> str:
-        """Text up to the end of the turn."""
-        return self.text[: self.stop]
 
 
 class Masker:
@@ -103,16 +87,18 @@ class Masker:
             max([tokenizer.num_tokens, *(self._end_ids + 1).tolist()]), dtype=bool
         )
         self._is_end[self._end_ids] = True
-        self._end_texts = tuple(tokenizer.decode([index]) for index in self._end_ids.tolist())
+        ends = [tokenizer.decode([index]) for index in self._end_ids.tolist()]
+        self._viewer = Viewer(tokenizer, ends)
 
     def mask(self, conversations: Sequence[Conversation]) -> list[Masked]:
         """Return what became of each conversation, in order."""
         done = {i: row for i, row in self._tagged(conversations)} if self._use_tags else {}
-        views: dict[int, list[_View]] = {}
+        views: dict[int, list[View]] = {}
+        hidden: dict[int, tuple[str, ...]] = {}
         for i, conversation in enumerate(conversations):
             if i not in done:
                 try:
-                    views[i] = list(self._views(conversation))
+                    views[i], hidden[i] = self._views(conversation)
                 except TemplateRefusalError as refusal:
                     done[i] = Masked(refusal=str(refusal))
         groups = {i: self._groups(of) for i, of in views.items()}
@@ -120,33 +106,26 @@ class Masker:
         tokenized = iter(self._tokenizer.tokenize(texts))
         for i, of in groups.items():
             rows = [(group, next(tokenized)) for group in of]
-            done[i] = self._masked(conversations[i], rows)
+            masked = self._masked(conversations[i], rows)
+            done[i] = dataclasses.replace(masked, hidden=hidden[i])
         return [done[i] for i in range(len(conversations))]
 
     # ---- method P ---------------------------------------------------------------------------
 
-    def _views(self, conversation: Conversation) -> Iterator[_View]:
-        turns, tools = conversation.turns, conversation.tools
-        wanted = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
-        for i in wanted[-1:] if self._multi_turn is MultiTurn.last else wanted:
-            prompt = self._tokenizer.text(turns[:i], tools, add_generation_prompt=True)
-            text = self._tokenizer.text(turns[: i + 1], tools)
-            yield _View(i, prompt, text, self._stop(text, common_prefix(text, prompt)))
+    def _views(self, conversation: Conversation) -> tuple[list[View], tuple[str, ...]]:
+        """Return the turns to supervise, and a line for each that the template does not show."""
+        views: list[View] = []
+        hidden: list[str] = []
+        only_last = self._multi_turn is MultiTurn.last
+        for view in self._viewer.views(conversation, only_last=only_last):
+            name = hidden_call(conversation.turns[view.turn], view)
+            if name is None:
+                views.append(view)
+            else:
+                hidden.append(f"turn {view.turn + 1} calls {name!r}")
+        return views, tuple(hidden)
 
-    def _stop(self, text: str, start: int) -> int:
-        """Return the end of the turn that begins at `start`: behind its end-of-turn token.
-
-        Some templates close the whole document with one more such token (Phi-3); the verifier has
-        stopped before it.
-        """
-        found = ((text.rfind(end, start), len(end)) for end in self._end_texts)
-        place, length = max(((p, n) for p, n in found if p >= 0), default=(len(text), 0))
-        while (before := text[start:place].rstrip()).endswith(self._end_texts) and before:
-            length = max(len(end) for end in self._end_texts if before.endswith(end))
-            place = start + len(before) - length
-        return place + length
-
-    def _groups(self, views: list[_View]) -> list[list[_View]]:
+    def _groups(self, views: list[View]) -> list[list[View]]:
         """Return the views that share a row; the last one of a group gives the row."""
         if self._multi_turn is not MultiTurn.auto:
             return [[view] for view in views]
@@ -154,10 +133,10 @@ class Masker:
         return [[views[i] for i in row] for row in rows]
 
     def _masked(
-        self, conversation: Conversation, groups: list[tuple[list[_View], Tokenized]]
+        self, conversation: Conversation, groups: list[tuple[list[View], Tokenized]]
     ) -> Masked:
         rows: list[MaskedRow] = []
-        stable: list[_View] = []
+        stable: list[View] = []
         unstable: list[str] = []
         for views, row in groups:
             spans = [(view, self._span(conversation, view, views[-1].text, row)) for view in views]
@@ -176,7 +155,7 @@ class Masker:
     def _row(
         self,
         conversation: Conversation,
-        view: _View,
+        view: View,
         row: Tokenized,
         spans: list[tuple[int, int]],
     ) -> MaskedRow:
@@ -185,10 +164,10 @@ class Masker:
             mask[start:stop] = True
         roles = count_roles(conversation.turns[: view.turn + 1], view.text, row, mask)
         num_open = sum(not self._is_end[row.input_ids[stop - 1]] for _, stop in spans)
-        return MaskedRow(row.input_ids, mask, roles, num_open)
+        return MaskedRow(row.input_ids, mask, roles, num_open, len(spans))
 
     def _span(
-        self, conversation: Conversation, view: _View, text: str, row: Tokenized
+        self, conversation: Conversation, view: View, text: str, row: Tokenized
     ) -> tuple[int, int] | str:
         """Return first and one past the last token of a turn, or why they cannot be told."""
         border = find_border(self._tokenizer, row, text, view.prompt)
@@ -198,9 +177,12 @@ class Masker:
         ends = np.flatnonzero(self._is_end[row.input_ids[start:stop]])
         if len(ends):
             stop = start + int(ends[-1]) + 1
+        elif stop < len(row.input_ids) and self._is_end[row.input_ids[stop]]:
+            # GLM ends an answer with the token that opens the next turn.
+            stop += 1
         return (start, stop) if stop > start else "the template writes nothing for it"
 
-    def _harmless(self, conversation: Conversation, view: _View, text: str, leftover: str) -> bool:
+    def _harmless(self, conversation: Conversation, view: View, text: str, leftover: str) -> bool:
         """Whether what the generation prompt adds is blank or an empty think block."""
         if "".join(leftover.split()) not in ("", "<think></think>"):
             return False
@@ -223,15 +205,16 @@ class Masker:
                 continue
             ids, mask = row.input_ids, np.zeros(len(row.input_ids), dtype=bool)
             spans = list(tag_spans(ids, tags, self._end_ids))
+            answers = [turn for turn in conversation.turns if turn.role == "assistant"]
             # transformers drops a span whose first character has no token of its own: without
-            # exactly one span per turn, method P decides.
-            if len(spans) != sum(turn.role == "assistant" for turn in conversation.turns):
+            # exactly one span per turn, method P decides. It also sees whether calls are shown.
+            if len(spans) != len(answers) or any(turn.extra.get("tool_calls") for turn in answers):
                 continue
             for span in spans:
                 mask[span] = True
             num_open = sum(int(ids[span.stop - 1]) not in self._end_ids for span in spans)
             roles = count_roles(conversation.turns, text, row, mask)
-            yield i, Masked((MaskedRow(ids, mask, roles, num_open),))
+            yield i, Masked((MaskedRow(ids, mask, roles, num_open, len(spans)),))
 
 
 def tag_spans(

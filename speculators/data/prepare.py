@@ -22,7 +22,7 @@ from jaxtyping import Bool
 from rich.progress import track
 
 from speculators.config.schema import DataConfig
-from speculators.config.schema.data import BadRows
+from speculators.config.schema.data import BadRows, Duplicates
 from speculators.data.contamination import PromptSets, open_prompt_sets
 from speculators.data.dialogue import Answerer, Rules
 from speculators.data.findings import (
@@ -38,6 +38,7 @@ from speculators.data.prepared import FREQUENCIES, MANIFEST, USED, PreparedData
 from speculators.data.probe import MaskMethod, TemplateProbe, probe_template
 from speculators.data.readers import Part, Source, open_parts, open_validation
 from speculators.data.regenerate import RegenerationBar, regenerate_rows
+from speculators.data.repeats import HELD_OUT, Repeats
 from speculators.data.report import DataReport
 from speculators.data.report_page import write_report
 from speculators.data.rows import Record
@@ -50,7 +51,7 @@ from speculators.data.truncation import Cutter
 from speculators.data.turns import one_at_a_time
 from speculators.errors import ConfigError, DataError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _SHOWN = 5
 _TOLERATED = 0.01
 
@@ -177,19 +178,22 @@ class _Job:
         part = folder / "rows" / "part.arrow"
         part.parent.mkdir()
         cutter = Cutter(self.config, self.sequence_length, self.report)
-        writer = SampleWriter(part, cutter, self.report)
+        repeats = Repeats(self.report, once=self.config.duplicates is not Duplicates.keep)
+        writer = SampleWriter(part, cutter, self.report, repeats)
         selector = Selector(self.config, self.report, seed=self.seed, prompts=self.prompts)
         try:
-            limit = self.config.max_samples if self.config.sources else None
-            self._write(selector.select(self.parts, limit), writer, probe)
-            border = len(writer.lengths)
+            # First, so that of equal rows those of the validation file stay.
             if self.validation is not None:
                 self._write(selector.select([Part(self.validation)]), writer, probe)
+                repeats.hold_out()
+            border = len(writer.lengths)
+            limit = self.config.max_samples if self.config.sources else None
+            self._write(selector.select(self.parts, limit), writer, probe)
         finally:
             writer.close()
         self._require_samples(writer, border)
         conversation_ids = _conversation_ids(writer, part)
-        validates = self._split(writer, conversation_ids, border)
+        validates = self._split(writer, conversation_ids, border, repeats)
         counts, used = count_tokens(part, ~validates, self.vocab_size)
         save_dataset(part, folder, conversation_ids, validates)
         shown = shown_samples(read_arrow(part), conversation_ids, ~validates, self.tokenizer)
@@ -268,8 +272,10 @@ class _Job:
 
     def _require_samples(self, writer: SampleWriter, border: int) -> None:
         report = self.report
-        empty = self.name if border == 0 else ""
-        if not empty and self.validation is not None and len(writer.lengths) == border:
+        if len(writer.lengths) == border and report.dropped.get(HELD_OUT):
+            raise DataError("data.validation_path: every training row is in it as well")
+        empty = self.name if len(writer.lengths) == border else ""
+        if self.validation is not None and border == 0:
             empty = self.validation.name
         if empty:
             lines = "".join(f"\n  {line}" for line in report.examples[:_SHOWN])
@@ -279,8 +285,10 @@ class _Job:
             lines = "".join(f"\n  {x}" for x in report.examples if "unstable" in x)
             raise DataError(
                 f"verifier.template: {unstable} assistant turns begin with something else than "
-                "what the generation prompt asks for, so the verifier would never write them "
-                f"(data.bad_rows=drop leaves them out):{lines}"
+                "what the generation prompt asks for, so the verifier would never write them: give "
+                "them what it asks for (reasoning behind <think>), change the prompt "
+                "(+verifier.template_arguments.enable_thinking=false), let the verifier answer "
+                f"(data.regenerate.enabled=true) or leave them out (data.bad_rows=drop):{lines}"
             )
         if report.num_fully_supervised > _TOLERATED * report.num_samples:
             raise DataError(
@@ -290,24 +298,26 @@ class _Job:
             )
 
     def _split(
-        self, writer: SampleWriter, conversation_ids: list[str], border: int
+        self,
+        writer: SampleWriter,
+        conversation_ids: list[str],
+        border: int,
+        repeats: Repeats,
     ) -> Bool[np.ndarray, "sample"]:
-        if self.validation is None:
-            return split_validation(
-                conversation_ids,
-                writer.sample_ids,
-                fraction=self.validation_fraction,
-                seed=self.seed,
-            )
-        validates = np.arange(len(writer.lengths)) >= border
-        held_out = set(writer.sample_ids[border:])
-        shared = sum(sample in held_out for sample in writer.sample_ids[:border])
-        if shared:
-            validates |= np.array([sample in held_out for sample in writer.sample_ids])
-            self.report.drop("also in data.validation_path: not trained on", count=shared)
-        if validates.all():
-            raise DataError("data.validation_path: every training row is in it as well")
-        return validates
+        if self.validation is not None:
+            return np.arange(len(writer.lengths)) < border
+        split = split_validation(
+            conversation_ids,
+            writer.sample_ids,
+            writer.openings,
+            fraction=self.validation_fraction,
+            seed=self.seed,
+            repeats=repeats.links,
+        )
+        self.report.validation_fraction = self.validation_fraction
+        self.report.num_groups = split.num_groups
+        self.report.largest_group = split.largest_group
+        return split.validates
 
     @property
     def name(self) -> str:

@@ -54,13 +54,17 @@ def _probes() -> dict[str, Conversation]:
         else turn
         for turn in (*first, *second)
     )
-    function = {"name": _FUNCTION, "description": "Looks up.", "parameters": {"type": "object"}}
-    call = {"type": "function", "function": {"name": _FUNCTION, "arguments": {"what": "moon"}}}
+    properties = {"what": {"type": "string", "description": "The thing to look up."}}
+    parameters = {"type": "object", "properties": properties, "required": ["what"]}
+    function = {"name": _FUNCTION, "description": "Looks up.", "parameters": parameters}
+    call = {"name": _FUNCTION, "arguments": {"what": "moon"}}
+    # Nine letters and figures: Mistral's templates accept no other id.
+    calls = [{"type": "function", "id": "lookup001", "function": call}]
     tools = [{"type": "function", "function": function}]
     called = (
         first[0],
-        Turn("assistant", "", {"tool_calls": [call]}),
-        Turn("tool", "384400 km", {"name": _FUNCTION}),
+        Turn("assistant", "", {"tool_calls": calls}),
+        Turn("tool", "384400 km", {"name": _FUNCTION, "tool_call_id": "lookup001"}),
         Turn("assistant", "Very far away."),
     )
     return {

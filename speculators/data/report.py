@@ -9,12 +9,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Int
-from rich.console import Console, Group, RenderableType
-from rich.table import Table
 
 from speculators.data.roles import RoleTokens
-
-_BAR = 40
 
 
 @dataclass
@@ -37,18 +33,29 @@ class DataReport:
         num_samples: training rows, of both sides.
         num_train: samples on the training side.
         num_validation: samples on the validation side.
+        validation_fraction: share of the conversations that was to validate; 0 where a file says
+            which.
+        num_groups: conversations that begin alike are one group, which stands on one side; 0
+            where a file says what validates.
+        largest_group: samples of the largest group.
         num_tokens: tokens of all samples.
         num_supervised: supervised tokens of all samples.
         num_truncated: rows that were cut or split.
         num_lost_tokens: tokens cut off or dropped for length.
+        num_answers: assistant turns of these conversations.
+        num_supervised_answers: of them, supervised in one of the rows before truncation.
         num_open_turns: supervised turns without an end token before truncation.
         num_duplicates: samples equal to an earlier one.
         num_fully_supervised: samples without an unsupervised token.
         dropped: rows and turns left out, by reason.
+        num_asked_for: of them, left out because a setting asks for it (duplicates, say).
         examples: a few of them, with file and line.
         roles: tokens and supervised tokens by role, before truncation.
         length_edges: lower edges of the histogram of lengths before truncation, in tokens.
         length_counts: rows per bin; the last bin holds those longer than the sequence.
+        length_quantiles: tokens that 50, 90, 99 and 100 percent of the rows do not exceed.
+        supervised_edges: lower edges of the histogram of supervised tokens of a row.
+        supervised_counts: rows per bin.
         sequence_length: longest sample, in tokens.
         contaminated: conversations that hold an evaluation prompt, by the prompt's file.
         coverage_sizes: by share of the supervised training tokens (in percent): smallest draft
@@ -74,18 +81,27 @@ class DataReport:
     num_samples: int = 0
     num_train: int = 0
     num_validation: int = 0
+    validation_fraction: float = 0.0
+    num_groups: int = 0
+    largest_group: int = 0
     num_tokens: int = 0
     num_supervised: int = 0
     num_truncated: int = 0
     num_lost_tokens: int = 0
+    num_answers: int = 0
+    num_supervised_answers: int = 0
     num_open_turns: int = 0
     num_duplicates: int = 0
     num_fully_supervised: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
+    num_asked_for: int = 0
     examples: list[str] = field(default_factory=list)
     roles: RoleTokens = field(default_factory=dict)
     length_edges: list[int] = field(default_factory=list)
     length_counts: list[int] = field(default_factory=list)
+    length_quantiles: dict[str, int] = field(default_factory=dict)
+    supervised_edges: list[int] = field(default_factory=list)
+    supervised_counts: list[int] = field(default_factory=list)
     sources: dict[str, SourceCount] = field(default_factory=dict)
     sequence_length: int = 0
     contaminated: dict[str, int] = field(default_factory=dict)
@@ -108,7 +124,13 @@ class DataReport:
         return self.num_supervised / max(1, self.num_tokens)
 
     def drop(
-        self, reason: str, example: str | None = None, count: int = 1, *, stops: bool = False
+        self,
+        reason: str,
+        example: str | None = None,
+        count: int = 1,
+        *,
+        stops: bool = False,
+        asked_for: bool = False,
     ) -> None:
         """Count something left out; the first examples of each reason are kept.
 
@@ -117,7 +139,9 @@ class DataReport:
             example: file, line and detail.
             count: how often.
             stops: whether the preparation ends with an error because of it.
+            asked_for: whether a setting asks for it.
         """
+        self.num_asked_for += count if asked_for else 0
         seen = self.dropped.get(reason, 0)
         self.dropped[reason] = seen + count
         if example is not None and seen < 3:
@@ -161,112 +185,3 @@ def length_histogram(
     counts, _ = np.histogram(lengths, bins=[*edges, max(sequence_length + 2, longest + 1)])
     first = int(np.flatnonzero(counts)[0]) if counts.any() else 0
     return edges[first:], counts[first:].tolist()
-
-
-def report_view(report: DataReport, console_width: int = 100) -> RenderableType:
-    """Return the report as rich tables."""
-    parts: list[RenderableType] = [_totals(report), _lengths(report, min(_BAR, console_width // 3))]
-    if report.roles:
-        parts.insert(1, _roles(report))
-    if len(report.sources) > 1:
-        parts.append(_sources(report))
-    if report.coverage_sizes:
-        parts.append(_vocabulary(report))
-    if report.dropped:
-        parts.append(_dropped(report))
-    return Group(*parts)
-
-
-def print_report(report: DataReport, console: Console | None = None) -> None:
-    """Print the report."""
-    console = console or Console()
-    console.print(report_view(report, console.width))
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index > 0)
-    return table
-
-
-def _totals(report: DataReport) -> Table:
-    table = _table("Data", "", "")
-    table.show_header = False
-    lines = {
-        "rows read": f"{report.num_rows:,}",
-        "conversations": f"{report.num_conversations:,}",
-        "samples": f"{report.num_samples:,} (train {report.num_train:,}, "
-        f"validation {report.num_validation:,})",
-        "tokens": f"{report.num_tokens:,}",
-        "supervised": f"{report.num_supervised:,} ({report.supervised_share:.1%})",
-        "truncated": f"{report.num_truncated:,} rows, {report.num_lost_tokens:,} tokens lost",
-        "duplicates": f"{report.num_duplicates:,}",
-        "loss mask by": report.method,
-    }
-    if report.not_shown:
-        lines["template without"] = ", ".join(report.not_shown)
-    if report.num_split:
-        lines["several rows for"] = f"{report.num_split:,} conversations (history is rewritten)"
-    if report.finish_reasons:
-        lines["answers"] = _answers(report)
-    for name, count in report.contaminated.items():
-        lines[f"hold a prompt of {name}"] = f"{count:,} conversations"
-    if report.num_open_turns:
-        lines["answers without end"] = f"{report.num_open_turns:,}"
-    for name, value in lines.items():
-        table.add_row(name, value)
-    return table
-
-
-def _answers(report: DataReport) -> str:
-    reasons = ", ".join(f"{why} {n:,}" for why, n in sorted(report.finish_reasons.items()))
-    known = report.num_remembered_answers
-    earlier = f", {known:,} from an earlier start" if known else ""
-    total = sum(report.finish_reasons.values())
-    return f"{total:,} ({reasons}), {report.num_answer_tokens:,} tokens{earlier}"
-
-
-def _roles(report: DataReport) -> Table:
-    table = _table("Supervised by role", "role", "tokens", "supervised", "share")
-    for role, (tokens, supervised) in sorted(report.roles.items()):
-        share = f"{supervised / max(1, tokens):.1%}"
-        table.add_row(role, f"{tokens:,}", f"{supervised:,}", share)
-    return table
-
-
-def _lengths(report: DataReport, width: int) -> Table:
-    table = _table("Length of rows before truncation", "tokens", "rows", "")
-    table.columns[2].justify = "left"
-    most = max([1, *report.length_counts])
-    for index, (edge, count) in enumerate(
-        zip(report.length_edges, report.length_counts, strict=True)
-    ):
-        last = index + 1 == len(report.length_edges)
-        label = f"{edge}+" if last else f"{edge}-{report.length_edges[index + 1] - 1}"
-        table.add_row(label, f"{count:,}", "█" * round(width * count / most))
-    return table
-
-
-def _sources(report: DataReport) -> Table:
-    table = _table("Sources", "source", "samples", "tokens", "supervised", "cut")
-    for name, count in sorted(report.sources.items()):
-        values = (count.samples, count.tokens, count.supervised, count.truncated)
-        table.add_row(name, *(f"{value:,}" for value in values))
-    return table
-
-
-def _vocabulary(report: DataReport) -> Table:
-    table = _table("Draft vocabulary by coverage", "supervised tokens", "most frequent tokens")
-    for share, size in report.coverage_sizes.items():
-        table.add_row(f"{share} %", f"{size:,}")
-    if report.suggested_vocab_size:
-        table.add_row("suggested", f"speculator.draft_vocab_size={report.suggested_vocab_size}")
-    return table
-
-
-def _dropped(report: DataReport) -> Table:
-    table = _table("Left out", "reason", "count")
-    for reason, count in sorted(report.dropped.items(), key=lambda item: -item[1]):
-        table.add_row(reason, f"{count:,}")
-    return table

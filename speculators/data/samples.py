@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from speculators.data.masking import Masked, MaskedRow, Masker
+from speculators.data.repeats import Repeats, opening_of
 from speculators.data.report import DataReport, SourceCount
 from speculators.data.rows import Record, TokenRow
 from speculators.data.truncation import Cut, Cutter
@@ -109,22 +110,24 @@ class SampleWriter:
         path: arrow file to write.
         cutter: fits rows to the sequence length.
         report: counts are added to it.
+        repeats: decides about samples that were there before.
 
     Attributes:
         lengths: tokens of every sample.
         sample_ids: content addresses.
         conversation_ids: None where the source names none.
+        openings: hash of each sample up to the end of its first answer.
     """
 
-    def __init__(self, path: Path, cutter: Cutter, report: DataReport) -> None:
-        self._cutter, self._report = cutter, report
+    def __init__(self, path: Path, cutter: Cutter, report: DataReport, repeats: Repeats) -> None:
+        self._cutter, self._report, self._repeats = cutter, report, repeats
         self._columns: dict[str, list] = {name: [] for name in _SCHEMA.names}
         self._sink = pa.OSFile(str(path), "wb")
         self._writer = pa.ipc.new_stream(self._sink, _SCHEMA)
-        self._seen: set[str] = set()
         self.lengths: list[int] = []
         self.sample_ids: list[str] = []
         self.conversation_ids: list[str | None] = []
+        self.openings: list[bytes] = []
 
     def add(self, record: Record, masked: Masked) -> None:
         """Write the rows of one record and count what is left out."""
@@ -133,6 +136,8 @@ class SampleWriter:
 
     def _write(self, record: Record, cut: Cut) -> None:
         ids, mask, report = cut.input_ids, cut.loss_mask, self._report
+        if self._repeats.leaves_out(record, ids, mask):
+            return
         sample_id, supervised = sample_id_of(ids), int(mask.sum())
         source = record.item.source
         values = (
@@ -149,8 +154,7 @@ class SampleWriter:
         self.lengths.append(len(ids))
         self.sample_ids.append(sample_id)
         self.conversation_ids.append(record.item.conversation_id)
-        report.num_duplicates += sample_id in self._seen
-        self._seen.add(sample_id)
+        self.openings.append(opening_of(ids, mask))
         report.num_samples += 1
         report.num_tokens += len(ids)
         report.num_supervised += supervised

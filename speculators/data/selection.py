@@ -131,7 +131,7 @@ class Selector:
 
     def _is_wanted(self, row: Record) -> bool:
         if self._copies is not None and (reason := self._copies.reason(row)) is not None:
-            self._report.drop(reason, f"{row.origin}: {reason}")
+            self._report.drop(reason, f"{row.origin}: {reason}", asked_for=True)
             return False
         name = None if self._prompts is None else self._prompts.found_in(row)
         if name is None:
@@ -140,7 +140,7 @@ class Selector:
         self._report.contaminated[name] = self._report.contaminated.get(name, 0) + 1
         if self._config.contaminated is Contaminated.keep:
             return True
-        self._report.drop(reason, f"{row.origin}: {reason}")
+        self._report.drop(reason, f"{row.origin}: {reason}", asked_for=True)
         return False
 
 

@@ -345,6 +345,10 @@ class VerifierTokenizer:
         text = self.decode([token_id])
         return token if "\ufffd" in text or not text else text
 
+    def raw_token(self, token_id: int) -> str | None:
+        """Return a token as the tokenizer's files write it, or None."""
+        return self._tokenizer.convert_ids_to_tokens(int(token_id))
+
     @cached_property
     def special_tokens(self) -> dict[int, str]:
         """Added tokens by id: control tokens, tags, reserved places."""

@@ -15,6 +15,9 @@ from speculators.data.masking import Masked, MaskedRow
 from speculators.data.report import DataReport
 from speculators.data.roles import add_roles
 from speculators.data.rows import Record
+from speculators.data.types import Conversation
+
+_HIDDEN = "tool call that the chat template does not show"
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,12 @@ class Cutter:
 
     Attributes:
         lengths: tokens of every row before it was cut.
+        supervised: supervised tokens of every row before it was cut.
     """
 
     def __init__(self, config: DataConfig, sequence_length: int, report: DataReport) -> None:
         self._config, self._limit, self._report = config, sequence_length, report
-        self.lengths = array("q")
+        self.lengths, self.supervised = array("q"), array("q")
 
     def cut(self, record: Record, masked: Masked) -> list[Cut]:
         """Return the samples of one record and count what is left out."""
@@ -57,6 +61,11 @@ class Cutter:
         for line in masked.unstable:
             stops = self._config.bad_rows is BadRows.error
             report.drop("unstable turn", f"{place}: unstable {line}", stops=stops)
+        for line in masked.hidden:
+            report.drop(_HIDDEN, f"{place}: {_HIDDEN}: {line}")
+        if isinstance(record.item, Conversation) and masked.refusal is None:
+            report.num_answers += sum(turn.role == "assistant" for turn in record.item.turns)
+            report.num_supervised_answers += sum(row.num_answers for row in masked.rows)
         samples = [list(self._cut_row(record, row)) for row in masked.rows]
         report.num_conversations += any(samples)
         report.num_split += len(masked.rows) > 1
@@ -65,13 +74,14 @@ class Cutter:
     def _cut_row(self, record: Record, row: MaskedRow) -> Iterator[Cut]:
         length, report = len(row.input_ids), self._report
         self.lengths.append(length)
+        self.supervised.append(int(row.loss_mask.sum()))
         add_roles(report.roles, row.roles)
         report.num_open_turns += row.num_open_turns
         policy, long = self._config.truncation, length > self._limit
         if long and policy is Truncation.drop:
             report.num_lost_tokens += length
             what = f"{record.origin}: longer than the sequence: {length} tokens"
-            report.drop("longer than the sequence", what)
+            report.drop("longer than the sequence", what, asked_for=True)
             return
         whole = policy is Truncation.split or not long
         spans = split_points(row.loss_mask, self._limit) if whole else [(0, self._limit)]
@@ -91,7 +101,7 @@ class Cutter:
             return True
         cut = " after truncation" if long else ""
         reason = f"fewer than {least} supervised tokens{cut}"
-        self._report.drop(reason, f"{record.origin}: {supervised} supervised tokens{cut}")
+        self._report.drop(reason, f"{record.origin}: {reason}: {supervised}")
         return False
 
 

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from speculators.config.schema import DataConfig
+from speculators.config.schema.data import Duplicates
 from speculators.data.contamination import open_prompt_sets
 from speculators.data.masking import Masker
 from speculators.data.probe import MaskMethod, probe_template
 from speculators.data.readers import Part, open_parts, open_validation
+from speculators.data.repeats import Repeats
 from speculators.data.report import DataReport
 from speculators.data.samples import mask_records
 from speculators.data.selection import Selector
@@ -34,10 +36,16 @@ class Listing(DataReport):
     num_usable: int = 0
 
     def drop(
-        self, reason: str, example: str | None = None, count: int = 1, *, stops: bool = False
+        self,
+        reason: str,
+        example: str | None = None,
+        count: int = 1,
+        *,
+        stops: bool = False,
+        asked_for: bool = False,
     ) -> None:
         """Name the row, and whether it is left out or stops everything."""
-        super().drop(reason, example, count, stops=stops)
+        super().drop(reason, example, count, stops=stops, asked_for=asked_for)
         self.num_stops += count if stops else 0
         self.emit(f"{example or reason} -> {STOPS if stops else LEFT_OUT}")
 
@@ -74,10 +82,11 @@ def validate_rows(
     prompts = open_prompt_sets(config)
     selector = Selector(config, listing, seed=seed, prompts=prompts, raises=False)
     parts = open_parts(config, vocab_size=vocab_size, seed=seed)
-    selections = [selector.select(parts, config.max_samples if config.sources else None)]
     validation = open_validation(config, vocab_size=vocab_size)
-    if validation is not None:
-        selections.append(selector.select([Part(validation)]))
+    # In the order of a preparation: of equal rows those of the validation file stay.
+    held_out = None if validation is None else selector.select([Part(validation)])
+    chosen = selector.select(parts, config.max_samples if config.sources else None)
+    selections = [chosen] if held_out is None else [held_out, chosen]
     if config.regenerate.enabled:
         # Only questions are used; what the verifier answers is not known yet.
         listing.num_usable = sum(selection.num_records for selection in selections)
@@ -86,7 +95,12 @@ def validate_rows(
     listing.method = method.value
     masker = Masker(tokenizer, config.multi_turn, use_tags=method is MaskMethod.tags)
     cutter = Cutter(config, sequence_length, listing)
+    repeats = Repeats(listing, once=config.duplicates is not Duplicates.keep)
     for selection in selections:
         for record, masked in mask_records(selection.records(), masker, config.num_workers):
-            listing.num_usable += len(cutter.cut(record, masked))
+            for cut in cutter.cut(record, masked):
+                usable = not repeats.leaves_out(record, cut.input_ids, cut.loss_mask)
+                listing.num_usable += usable
+        if selection is held_out:
+            repeats.hold_out()
     return listing

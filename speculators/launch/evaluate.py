@@ -37,6 +37,7 @@ from speculators.launch.provenance import write_provenance
 from speculators.launch.result import write_json
 from speculators.launch.threads import limit_threads
 from speculators.launch.verifier_stage import Verifier
+from speculators.verifier.spec import VerifierSpec
 
 FROM_CHECKPOINT = "checkpoint"
 """Value of `verifier.name_or_path` that means: the verifier the checkpoint was trained for."""
@@ -57,11 +58,11 @@ def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
     checkpoint = Path(config.checkpoint or "")
     serving = read_serving_config(checkpoint)
     if config.verifier.name_or_path == FROM_CHECKPOINT:
-        config = with_verifier(config, _training_config(checkpoint), serving)
+        config = with_verifier(config, training_config(checkpoint), serving)
     verifier = Verifier(config)
 
     def data() -> PreparedData:
-        trained_with = _training_config(checkpoint)
+        trained_with = training_config(checkpoint)
         if trained_with is None:
             raise ConfigError(
                 "evaluation.prompts=null: the checkpoint does not say what it was trained on; "
@@ -77,7 +78,7 @@ def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
     folder = Path(config.output_dir)
     write_provenance(folder, config, argv)
     values = {**result.to_dict(), **more}
-    trained_with = _training_config(checkpoint)
+    trained_with = training_config(checkpoint)
     expected = config.expected or (trained_with.expected if trained_with else None)
     if expected is not None:
         values["expected"] = against_published(expected, values)
@@ -112,7 +113,9 @@ class _Evaluation:
             return result, recommendation(result.acceptance, times, self.console)
         served = evaluate_served(
             settings.endpoint,
-            self._expected(),
+            expected_server(
+                *(self.checkpoint, self.serving, self.verifier.spec, self._num_draft_tokens)
+            ),
             self.verifier.tokenizer,
             self.chosen.prompts,
             settings,
@@ -188,17 +191,29 @@ class _Evaluation:
         asked = self.config.evaluation.num_draft_tokens
         return asked or num_draft_tokens(self.serving, self.checkpoint)
 
-    def _expected(self) -> ServedCheckpoint:
-        """Return what a server must be: names are compared by their last component."""
-        described = self.serving.get("speculators_config") or {}
-        spec = self.verifier.spec
-        named = (described.get("verifier") or {}).get("name_or_path") or spec.name_or_path
-        paths = (str(self.checkpoint), str(self.checkpoint.resolve()), named, spec.name_or_path)
-        return ServedCheckpoint(
-            frozenset(Path(path).name for path in paths),
-            self._num_draft_tokens,
-            spec.max_position_embeddings,
-        )
+
+def expected_server(
+    checkpoint: Path, serving: Mapping[str, Any], spec: VerifierSpec, size: int | None = None
+) -> ServedCheckpoint:
+    """Return what a server of a checkpoint must be: names are compared by their last component.
+
+    Args:
+        checkpoint: its folder.
+        serving: its `config.json`.
+        spec: the verifier.
+        size: tokens drafted at a time; None: as the checkpoint says.
+
+    Raises:
+        CheckpointError: it does not say how many tokens it drafts.
+    """
+    described = serving.get("speculators_config") or {}
+    named = (described.get("verifier") or {}).get("name_or_path") or spec.name_or_path
+    paths = (str(checkpoint), str(checkpoint.resolve()), named, spec.name_or_path)
+    return ServedCheckpoint(
+        frozenset(Path(path).name for path in paths),
+        size or num_draft_tokens(serving, checkpoint),
+        spec.max_position_embeddings,
+    )
 
 
 def num_draft_tokens(serving: Mapping[str, Any], checkpoint: Path) -> int:
@@ -217,7 +232,7 @@ def num_draft_tokens(serving: Mapping[str, Any], checkpoint: Path) -> int:
     return int(methods[0]["speculative_tokens"])
 
 
-def _training_config(checkpoint: Path) -> Config | None:
+def training_config(checkpoint: Path) -> Config | None:
     """Return the configuration a checkpoint of ours was trained with."""
     path = checkpoint / "run.yaml"
     return load_run_config(path) if path.exists() else None

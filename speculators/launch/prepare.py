@@ -9,8 +9,8 @@ from rich.console import Console
 
 from speculators.config.schema import Config
 from speculators.data.coloured import print_samples
-from speculators.data.report import print_report
-from speculators.data.report_page import REPORT_HTML
+from speculators.data.report_page import NUM_DRAFT_TOKENS, REPORT_HTML
+from speculators.data.report_view import print_report
 from speculators.data.validate import validate_rows
 from speculators.errors import DataError
 from speculators.launch.data_stage import prepare_data
@@ -22,9 +22,6 @@ from speculators.launch.vocabulary_stage import (
     choose_vocabulary,
     write_vocabulary,
 )
-
-_NUM_DRAFT_TOKENS = 7
-"""Tokens per draft that the ceiling of the acceptance length is printed for."""
 
 
 def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
@@ -47,7 +44,7 @@ def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
     size = config.speculator.draft_vocab_size
     if size is not None and size != verifier.spec.vocab_size:
         vocabulary = choose_vocabulary(size, verifier, data)
-        coverage = announce_vocabulary(vocabulary, verifier, data, _NUM_DRAFT_TOKENS, console)
+        coverage = announce_vocabulary(vocabulary, verifier, data, NUM_DRAFT_TOKENS, console)
         write_vocabulary(vocabulary, coverage, verifier, data)
     if config.show:
         print_samples(data.train, verifier.tokenizer, config.show, console)

@@ -67,11 +67,16 @@ def provenance(argv: Sequence[str]) -> dict[str, Any]:
         "speculators": speculators.__version__,
         "git": git_state(Path(speculators.__file__).parent.parent),
         "python": sys.version.split()[0],
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": package_versions(),
         "platform": platform.platform(),
         "processor": platform.processor() or platform.machine(),
         "cpu_count": os.cpu_count(),
     }
+
+
+def package_versions() -> dict[str, str | None]:
+    """Return the versions of the packages a run depends on; None where one is not installed."""
+    return {name: _version(name) for name in _PACKAGES}
 
 
 def git_state(checkout: Path) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ from typing import Any
 from speculators.training.checkpoint import CheckpointFolder
 from speculators.training.metrics import METRICS_FILE
 from speculators.training.result import TrainResult
+from speculators.training.state import read_state
 from speculators.training.trackers import Tracking
 from speculators.training.trackers.delivery import read_lines
 
@@ -36,7 +37,8 @@ def show_outcome(
 def checkpoint_rows(run_dir: Path) -> list[dict[str, Any]]:
     """Return one row per validation or kept checkpoint: step, name, mark of the best, numbers."""
     folder = CheckpointFolder(run_dir / "checkpoints", None)
-    kept, best = folder.complete(), folder.best()
+    kept = {read_state(path).position.step: path.name for path in folder.complete()}
+    best = folder.best()
     lines = read_lines(run_dir / METRICS_FILE)
     validations = {line["step"]: line for line in lines if line["kind"] == "validation"}
     names = dict.fromkeys(

@@ -17,7 +17,7 @@ from speculators.conversion.layout import read_model
 from speculators.data.coloured import print_samples
 from speculators.data.loader import RowLoader
 from speculators.data.prepared import PreparedData, SampleSet
-from speculators.data.report import print_report
+from speculators.data.report_view import print_report
 from speculators.errors import DataError
 from speculators.evaluation.evaluate import evaluate
 from speculators.evaluation.expected import against_published
@@ -27,7 +27,9 @@ from speculators.evaluation.summary import show_expected, show_result
 from speculators.hidden_states.types import HiddenStateSource
 from speculators.launch.circumstances import under_circumstances
 from speculators.launch.data_stage import prepare_data
-from speculators.launch.drafter_stage import build_drafter
+from speculators.launch.doctor_stage import attend
+from speculators.launch.drafter_stage import Built, build_drafter
+from speculators.launch.forecast_stage import MakeTrainer, forecast_start
 from speculators.launch.prompts_stage import ChosenPrompts, find_prompts
 from speculators.launch.provenance import write_provenance
 from speculators.launch.result import summarise, write_json
@@ -37,12 +39,15 @@ from speculators.launch.tracking_stage import show_outcome
 from speculators.launch.validation_stage import Validation
 from speculators.launch.verifier_stage import Verifier
 from speculators.launch.vocabulary_stage import announce_vocabulary
+from speculators.training.checkpoint import CheckpointFolder
 from speculators.training.profile import watched_steps
 from speculators.training.ranks import Ranks
 from speculators.training.result import TrainResult
+from speculators.training.schedule import count_steps
 from speculators.training.step import uses_bfloat16
 from speculators.training.trackers import Tracking, open_trackers
 from speculators.training.trainer import Trainer
+from speculators.verifier.head import VerifierHead
 
 
 def run(config: Config, argv: Sequence[str] = (), ranks: Ranks | None = None) -> dict[str, Any]:
@@ -74,14 +79,14 @@ class _Training:
     def run(self, argv: Sequence[str]) -> dict[str, Any]:
         with self.ranks.main_first():
             data = prepare_data(self.config, self.verifier)
-        drafter = build_drafter(self.config, self.verifier, data)
-        prompts = self._prompts(data, drafter.num_draft_tokens)
-        self._announce(data, drafter)
+        built = build_drafter(self.config, self.verifier, data)
+        prompts = self._prompts(data, built.drafter.num_draft_tokens)
+        self._announce(data, built)
         with open_trackers(self.config.tracker) if self.ranks.is_main else Tracking() as tracking:
-            trained = self._fit(data, drafter, argv, tracking)
+            trained = self._fit(data, built, argv, tracking)
             if not self.ranks.is_main:
                 return {}
-            return self._finish(drafter, prompts, trained, tracking)
+            return self._finish(built.drafter, prompts, trained, tracking)
 
     def _finish(
         self,
@@ -106,8 +111,9 @@ class _Training:
         self._conclude(trained, result, report)
         return result
 
-    def _announce(self, data: PreparedData, drafter: Drafter[Any]) -> None:
-        for notice in self.verifier.tokenizer.notices:
+    def _announce(self, data: PreparedData, built: Built) -> None:
+        drafter = built.drafter
+        for notice in (*self.verifier.tokenizer.notices, *built.notices):
             self.console.print(f"[yellow]note:[/] {notice}", soft_wrap=True)
         print_report(data.report, self.console)
         if self.config.show:
@@ -127,11 +133,14 @@ class _Training:
             f"{self.verifier.spec.num_layers} ({self.verifier.spec.architecture}) on "
             f"{self.verifier.device}"
         )
+        for line in built.transplant.lines() if built.transplant is not None else ():
+            self.console.print(line, soft_wrap=True)
         self.console.print(f"run directory: {self.folder}", soft_wrap=True)
 
     def _fit(
-        self, data: PreparedData, drafter: Drafter[Any], argv: Sequence[str], tracking: Tracking
+        self, data: PreparedData, built: Built, argv: Sequence[str], tracking: Tracking
     ) -> TrainResult:
+        drafter = built.drafter
         layer_ids = list(drafter.config.target_layer_ids or ())
         source = open_source(_share_of(self.config, self.ranks), self.verifier, layer_ids)
         head = self.verifier.head()
@@ -148,29 +157,15 @@ class _Training:
                 self.verifier.device,
                 self.config.seed,
             )
-            trainer = Trainer(
-                self.config,
-                drafter,
-                head,
-                self._loader(data.train, source, len(layer_ids), shuffle=True),
-                run_dir=self.folder,
-                validate=validation,
-                tracking=tracking,
-                fingerprints={
-                    "data": data.fingerprint,
-                    "vocabulary": drafter.vocabulary.fingerprint,
-                    "verifier": self.verifier.revision(),
-                },
-                device=self.verifier.device,
-                run_yaml=to_yaml(self.config),
-                console=self.console,
-                ranks=self.ranks,
-            )
+            rows = self._loader(data.train, source, len(layer_ids), shuffle=True)
+            make = functools.partial(self._trainer, data, source, head, rows, validation, tracking)
+            trainer = make(self.config, drafter, self.folder)
             trainer.restore()
             # Not before it is clear that this is the run of the folder, or a new one.
             if self.ranks.is_main:
                 write_provenance(self.folder, self.config, argv)
                 write_json(self.folder / "data_report.json", data.report.to_dict())
+                self._note_start(built, validation, make, rows)
             with watched_steps(
                 self.config.training.profile_steps if self.ranks.is_main else None,
                 drafter,
@@ -182,6 +177,59 @@ class _Training:
                 return trainer.fit()
         finally:
             source.close()
+
+    def _trainer(
+        self,
+        data: PreparedData,
+        source: HiddenStateSource,
+        head: VerifierHead,
+        rows: RowLoader,
+        validation: Validation,
+        tracking: Tracking,
+        config: Config,
+        drafter: Drafter[Any],
+        folder: Path,
+    ) -> Trainer:
+        """Return the trainer of a run, or of a short one that tells what to expect of it."""
+        whole = folder == self.folder
+        return Trainer(
+            config,
+            drafter,
+            head,
+            rows,
+            run_dir=folder,
+            validate=validation,
+            tracking=tracking if whole else None,
+            certify=(
+                attend(config, self.verifier, source, data, ranks=self.ranks, console=self.console)
+                if whole
+                else None
+            ),
+            fingerprints={
+                "data": data.fingerprint,
+                "vocabulary": drafter.vocabulary.fingerprint,
+                "verifier": self.verifier.revision(),
+            },
+            device=self.verifier.device,
+            run_yaml=to_yaml(config),
+            console=self.console if whole else Console(quiet=True),
+            ranks=self.ranks,
+        )
+
+    def _note_start(
+        self, built: Built, validation: Validation, make: MakeTrainer, rows: RowLoader
+    ) -> None:
+        """Write what the drafter came from and, before a first step, what that is worth."""
+        if built.transplant is not None:
+            write_json(self.folder / "transplant.json", built.transplant.to_dict())
+        saved = CheckpointFolder(self.folder / "checkpoints", keep_last=None).newest()
+        if saved is not None or not self.config.speculator.forecast_steps:
+            return
+        last = count_steps(rows.rows_in_epoch, self.config.training)
+        found = forecast_start(self.config, built.drafter, built.fresh, validation, make, last)
+        write_json(self.folder / "forecast.json", found.to_dict())
+        for line in found.lines():
+            self.console.print(line, soft_wrap=True)
 
     def _loader(
         self, samples: SampleSet, source: HiddenStateSource, num_aux: int, *, shuffle: bool

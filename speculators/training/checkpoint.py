@@ -70,15 +70,16 @@ class CheckpointFolder:
     def newest(self) -> str | None:
         """Return the name of the newest complete checkpoint, by global step."""
         complete = self.complete()
-        return complete[max(complete)] if complete else None
+        return complete[-1].name if complete else None
 
-    def complete(self) -> dict[int, str]:
-        """Return the complete checkpoints: step -> name."""
-        return {
-            read_state(path).position.step: path.name
-            for path in sorted(self.root.iterdir() if self.root.is_dir() else ())
+    def complete(self) -> list[Path]:
+        """Return the complete checkpoints, oldest first by global step."""
+        found = [
+            (read_state(path).position.step, path.name)
+            for path in (self.root.iterdir() if self.root.is_dir() else ())
             if NAMES.fullmatch(path.name) and not path.is_symlink() and is_complete(path)
-        }
+        ]
+        return [self.root / name for _, name in sorted(found)]
 
     def best(self) -> str | None:
         """Return the name of the best checkpoint; None before there is one."""
@@ -116,6 +117,7 @@ class CheckpointFolder:
         write_model: Callable[[Path], None],
         tensors: Mapping[str, Any],
         run_yaml: str,
+        accompany: Callable[[Path], None] | None = None,
     ) -> None:
         """Write one checkpoint, point `checkpoint_best` at the best, and delete what may go.
 
@@ -125,6 +127,8 @@ class CheckpointFolder:
             write_model: writes `config.json` and `model.safetensors` into a folder.
             tensors: file name -> content, saved with `torch.save`.
             run_yaml: content of `run.yaml`.
+            accompany: may add files that later commands change; the completeness mark leaves them
+                out.
 
         Raises:
             CheckpointError: the disk is full, or the weights are not fit to be saved.
@@ -136,6 +140,8 @@ class CheckpointFolder:
                 _save(folder / file_name, content)
             (folder / RUN_FILE).write_text(run_yaml, encoding="utf-8")
             state.files = {p.name: p.stat().st_size for p in sorted(folder.iterdir())}
+            if accompany is not None:
+                accompany(folder)
             replace_text(folder / STATE_FILE, state.to_json())
         self.point_to_best(state)
         for old in dispensable(state.saved, self._keep_last, state.best_checkpoint):

@@ -24,7 +24,11 @@ _IDENTITY = (
     "training.validation_samples",
     "training.ema_decay",
 )
-_HARMLESS_PARTS = ("speculator.from_pretrained",)
+_HARMLESS_PARTS = (
+    "speculator.from_pretrained",
+    "speculator.pretrained_verifier",
+    "speculator.forecast_steps",
+)
 _SILENT = (
     "output_dir",
     "cache_dir",
@@ -32,6 +36,7 @@ _SILENT = (
     "show",
     "tracker.",
     "evaluation.",
+    "doctor.",
     "expected",
     "expected.",
     "training.compile",

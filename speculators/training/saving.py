@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from speculators.config.schema import FloatType
+from speculators.conversion.folders import Content
+from speculators.conversion.integrity import WEIGHTS_FILE
 from speculators.conversion.layout import ModelFiles
 from speculators.errors import CheckpointError
+from speculators.training.certify import Accompany, Arithmetic, Certify, certify_undisturbed
 from speculators.training.checkpoint import CheckpointFolder
 from speculators.training.schedule import Schedule
 from speculators.training.state import TrainerState
@@ -27,6 +31,8 @@ class Saver:
         dtype: number format of `model.safetensors`.
         run_yaml: content of `run.yaml`.
         in_background: whether training goes on while a checkpoint is written.
+        certify: examines what is about to be written, before training goes on.
+        arithmetic: of the run.
     """
 
     def __init__(
@@ -37,7 +43,10 @@ class Saver:
         run_yaml: str,
         *,
         in_background: bool,
+        certify: Certify | None = None,
+        arithmetic: Arithmetic = contextlib.nullcontext,
     ) -> None:
+        self._certify, self._arithmetic = certify, arithmetic
         self._checkpoints, self._weights = checkpoints, weights
         self._dtype, self._run_yaml, self._in_background = dtype, run_yaml, in_background
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -61,6 +70,10 @@ class Saver:
         files = self._weights.stage(schedule, state.position.step, aside)
         with self._weights.servable() as drafter:
             model = None if drafter is None else ModelFiles.of(drafter, self._dtype, folder)
+            accompany: Accompany | None = None
+            if drafter is not None and model is not None and self._certify is not None:
+                content = Content(folder, folder / WEIGHTS_FILE, model.config, model.tensors)
+                accompany = certify_undisturbed(self._certify, drafter, content, self._arithmetic)
         written = copy.deepcopy(state)
 
         def write() -> None:
@@ -72,6 +85,7 @@ class Saver:
                     write_model=model.write,
                     tensors=tensors,
                     run_yaml=self._run_yaml,
+                    accompany=accompany,
                 )
 
         self._open = state, written, self._thread.submit(write)

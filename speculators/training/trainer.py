@@ -23,6 +23,7 @@ from speculators.data.types import PackedBatch
 from speculators.errors import CheckpointError, HiddenStateError, LaunchError
 from speculators.modules.compiling import compiler_problem, num_graphs
 from speculators.training.accounts import Accounts
+from speculators.training.certify import Certify, certify_start
 from speculators.training.checkpoint import CheckpointFolder
 from speculators.training.ema import WeightAverage
 from speculators.training.interrupt import InterruptError, StopRequest
@@ -61,6 +62,7 @@ class Trainer:
         run_dir: gets `metrics.jsonl`, `timing.jsonl` and `checkpoints/`.
         validate: measures the drafter on held-out rows; None makes the newest checkpoint the best.
         tracking: who is shown the metrics besides the files; the caller closes it.
+        certify: examines the drafter before the first step and at every checkpoint.
         fingerprints: name -> content hash of what must not change between starts (data,
             vocabulary, verifier); the loader's own is added.
         device: where to train.
@@ -83,6 +85,7 @@ class Trainer:
         run_dir: Path,
         validate: Validate | None,
         tracking: Tracking | None = None,
+        certify: Certify | None = None,
         fingerprints: Mapping[str, str] | None = None,
         device: torch.device,
         run_yaml: str | None = None,
@@ -94,7 +97,7 @@ class Trainer:
         require_compiler(self._settings, device)
         self._drafter, self._loader, self._validate = drafter.to(device), loader, validate
         self._run_dir, self._device = run_dir, device
-        self._tracking = tracking or Tracking()
+        self._tracking, self._certify = tracking or Tracking(), certify
         self._console = console or Console(stderr=True, highlight=False)
         parameters = drafter.trainable_parameters()
         for parameter in parameters.values():
@@ -140,6 +143,8 @@ class Trainer:
             self._settings.checkpoint_dtype,
             run_yaml or json.dumps(self._plain_settings, indent=2) + "\n",
             in_background=self._settings.checkpoint_in_background,
+            certify=certify,
+            arithmetic=self._stepper.autocast,
         )
         self._saved_step = 0
         self._watchdog = Watchdog(ranks.rank, config.launcher.stall_seconds, _print_line)
@@ -162,6 +167,8 @@ class Trainer:
             return self._result()
         self._start, self._seconds_before = time.perf_counter(), state.seconds
         self._drafter.train()
+        if self._certify is not None and state.position.step == 0:
+            certify_start(self._certify, self._weights, self._stepper.autocast)
         journal = self._open_journal()
         patient = self._ranks.world_size > 1  # signals come twice: directly, and from the agent
         with journal, self._watchdog, StopRequest(insist=not patient) as stop:

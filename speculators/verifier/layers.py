@@ -43,3 +43,24 @@ def usable_or_spread(layer_ids: tuple[int, ...], num_layers: int) -> tuple[int, 
     if count < 2:
         return (num_layers // 2,)
     return tuple(1 + round(i * (num_layers - 2) / (count - 1)) for i in range(count))
+
+
+def at_same_depth(
+    layer_ids: Sequence[int], num_layers: int, new_num_layers: int
+) -> tuple[int, ...]:
+    """Return the layers of another verifier that lie as deep, relative to its own depth.
+
+    Spread over all of them where two would coincide; fewer than asked for only where the other
+    verifier has not as many.
+
+    Args:
+        layer_ids: ids in a verifier of `num_layers` decoder layers.
+        num_layers: its decoder layers.
+        new_num_layers: those of the other verifier.
+    """
+    nearest = [(2 * i * new_num_layers + num_layers) // (2 * num_layers) for i in layer_ids]
+    # Only the embeddings correspond to the embeddings.
+    inside = (
+        min(max(n, min(i, 1)), new_num_layers - 1) for i, n in zip(layer_ids, nearest, strict=True)
+    )
+    return usable_or_spread(tuple(inside), new_num_layers)

@@ -14,12 +14,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from speculators.errors import HiddenStateError
 from speculators.hidden_states.types import HiddenStates
 from speculators.verifier import generation, probe
 from speculators.verifier.loading import load_transformers
 from speculators.verifier.padding import length_batches, pad_right
 from speculators.verifier.spec import VerifierSpec
-from speculators.verifier.streams import Decoder, stack_streams
+from speculators.verifier.streams import Decoder, OwnStreams, stack_streams
 from speculators.verifier.weights import VerifierTables
 
 
@@ -150,6 +151,27 @@ class VerifierModel:
         # Views would keep the whole padded grid alive for as long as any of its rows.
         cut = [(i, row.shape[0]) for i, row in enumerate(rows)]
         return [HiddenStates(aux[i, :n].clone(), last[i, :n].clone()) for i, n in cut]
+
+    def own_streams(self, input_ids: Int[Tensor, "token"]) -> OwnStreams:
+        """Return streams and logits as `transformers` itself reports them.
+
+        None of the hooks that `capture` and `forward` read takes part, so the two can be compared.
+
+        Raises:
+            HiddenStateError: the model does not report one stream per layer.
+        """
+        tokens = input_ids.to(self.device, torch.int64)[None]
+        with self._alone():
+            found = self._model(input_ids=tokens, output_hidden_states=True, use_cache=False)
+        states = found.hidden_states or ()
+        if len(states) != self.spec.num_layers + 1:
+            raise HiddenStateError(
+                f"verifier.name_or_path={self.spec.name_or_path}: the model reports {len(states)} "
+                f"streams, not the {self.spec.num_layers + 1} of its layers: they cannot be "
+                "compared with what was captured"
+            )
+        entering = torch.stack([state[0] for state in states[:-1]])
+        return OwnStreams(entering, states[-1][0], found.logits[0].float())
 
     def new_cache(self) -> DynamicCache:
         """Return an empty cache for `forward`.

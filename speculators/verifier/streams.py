@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -79,6 +80,21 @@ def _keep(streams: dict[int, Tensor], layer_id: int) -> Callable[..., None]:
         streams[layer_id] = args[0] if args else kwargs["hidden_states"]
 
     return hook
+
+
+@dataclass(frozen=True)
+class OwnStreams:
+    """What a model says of one sequence itself, without hooks: the other side of a comparison.
+
+    Attributes:
+        entering: streams entering layers 0 to L - 1 (0: embeddings).
+        normed: the stream behind the final norm.
+        logits: of the token after each position, in fp32.
+    """
+
+    entering: Float[Tensor, "layer token hidden"]
+    normed: Float[Tensor, "token hidden"]
+    logits: Float[Tensor, "token vocab"]
 
 
 def stack_streams(

@@ -4,7 +4,7 @@ import pytest
 
 from speculators.algorithms.dflash.target_layers import dflash_layer_ids
 from speculators.algorithms.eagle3.target_layers import eagle3_layer_ids
-from speculators.verifier.layers import check_layer_ids
+from speculators.verifier.layers import at_same_depth, check_layer_ids
 
 
 # Rows of the table in the DFlash specification, section 13.
@@ -42,3 +42,13 @@ def test_shallow_verifiers_get_their_layers_spread() -> None:
     assert dflash_layer_ids(5, 3) == (1, 3, 4)
     assert dflash_layer_ids(5, 5) == (1, 2, 3, 4)
     assert dflash_layer_ids(1, 5) == (0,)
+
+
+def test_layers_of_another_verifier_lie_as_deep() -> None:
+    assert at_same_depth((2, 18, 33), 36, 36) == (2, 18, 33)
+    assert at_same_depth((2, 18, 33), 36, 32) == (2, 16, 29)
+    assert at_same_depth((1, 3, 5), 7, 14) == (2, 6, 10)
+    assert at_same_depth((2, 18, 35), 36, 4) == (1, 2, 3)
+    assert at_same_depth((0, 18), 36, 4) == (0, 2)
+    assert at_same_depth((10, 11, 12), 36, 8) == (1, 4, 7)  # nearest ones coincide: spread
+    assert at_same_depth((1, 2, 3), 8, 3) == (1, 2)

@@ -11,6 +11,7 @@ from speculators.config.composition import Request, compose
 from speculators.config.discovery import algorithms
 from speculators.errors import ConfigError
 
+CONF = Path(__file__).parents[2] / "conf"
 BLOCK = "a block holds the anchor and at least one drafted token, so it must be 2 or more"
 
 
@@ -82,8 +83,9 @@ OTHERS = {
 
 EAGLE3 = {
     "speculator.block_size=8": "no such key: speculator has name, num_layers, target_layer_ids, "
-    "draft_vocab_size, init, from_pretrained, loss, ce_labels, input_noise, sliding_window, "
-    "num_attention_heads, num_key_value_heads, head_dim, intermediate_size, layer_type, "
+    "draft_vocab_size, init, from_pretrained, pretrained_verifier, forecast_steps, loss, "
+    "ce_labels, input_noise, sliding_window, num_attention_heads, num_key_value_heads, head_dim, "
+    "intermediate_size, rope_theta, layer_type, "
     "norm_before_residual, norm_before_fc, train_lm_head, num_draft_tokens, ttt_steps, ttt_decay, "
     "ttt_tokens, fc_norm, norm_output, activation_checkpointing",
     "speculator.ttt_steps=0": "must be 1 or more",
@@ -149,7 +151,7 @@ def test_everything_wrong_is_reported_at_once() -> None:
     assert found == [
         "foo: not an override: write key=value",
         "verifier=qwen3_8: no such choice: did you mean qwen3_8b? verifier offers "
-        "checkpoint, hf, llama3_1_8b, qwen3_0_6b, qwen3_4b, qwen3_8b, tiny",
+        f"{', '.join(sorted(path.stem for path in (CONF / 'verifier').glob('*.yaml')))}",
         "speculator.num_layers=two: must be a whole number",
         "training.max_stps=3: no such key: did you mean training.max_steps?",
         f"speculator.block_size=1: {BLOCK}",
@@ -175,7 +177,7 @@ def test_evaluate_needs_a_checkpoint() -> None:
         check(Request("evaluate", ("seed=x",)), needs=("checkpoint",))
     assert list(caught.value.problems) == [
         "seed=x: must be a whole number",
-        "checkpoint=null: a value is needed: Checkpoint folder (evaluate, convert).",
+        "checkpoint=null: a value is needed: Checkpoint folder (evaluate, convert, doctor).",
     ]
 
 
@@ -185,8 +187,8 @@ def test_one_of_several_keys_is_enough() -> None:
     with pytest.raises(ConfigError) as caught:
         check(Request("evaluate", hf), needs=needs)
     assert list(caught.value.problems) == [
-        "evaluation.prompts=null: a value is needed (or data.path, data.hub_id): JSON Lines file "
-        "of prompts (`turns` or `prompt`); null takes held-out conversations."
+        "evaluation.prompts=null: a value is needed (or data.path, data.hub_id): File of prompts "
+        "(`turns` or `prompt`); null takes the suites, or without any held-out conversations."
     ]
     for override in ("evaluation.prompts=FILE", "data.path=FILE", "data.hub_id=NAME"):
         check(Request("evaluate", (*hf, override)), needs=needs)

@@ -206,7 +206,52 @@ _GEMMA2 = _GEMMA3.replace(
     "{{- raise_exception('System role not supported') -}}",
 )
 
-# ---- Mistral-v3: tools and system text stand before the last question, wherever that is -------
+# ---- Gemma-4: prompts close an empty thought that finished answers do not show; a call and what
+# follows its result are one turn ----------------------------------------------------------------
+
+_GEMMA4 = r"""
+{{- bos_token -}}
+{%- if tools or messages[0]['role'] == 'system' -%}
+{{- '<|turn>system\n' -}}
+{%- if messages[0]['role'] == 'system' -%}
+{{- messages[0]['content'] | trim -}}
+{%- set messages = messages[1:] -%}
+{%- endif -%}
+{%- for tool in tools or [] -%}{{- '<|tool>' + (tool | tojson) + '<tool|>' -}}{%- endfor -%}
+{{- '<turn|>\n' -}}
+{%- endif -%}
+{%- set state = namespace(role='', open=false) -%}
+{%- for message in messages -%}
+{%- if message.role == 'tool' -%}
+{{- 'response:' + message.name + '{' + message.content + '}<tool_response|>' -}}
+{%- elif message.role == 'assistant' -%}
+{{- '<|turn>model\n' if state.role != 'tool' else '' -}}
+{{- message.content | trim -}}
+{%- set state.open = message.tool_calls is defined -%}
+{%- for call in message.tool_calls or [] -%}
+{{- '<|tool_call>call:' + call.function.name + (call.function.arguments | tojson) -}}
+{{- '<tool_call|><|tool_response>' -}}
+{%- endfor -%}
+{{- '' if state.open else '<turn|>\n' -}}
+{%- else -%}
+{{- '<|turn>' + message.role + '\n' + (message.content | trim) + '<turn|>\n' -}}
+{%- endif -%}
+{%- set state.role = message.role -%}
+{%- endfor -%}
+{%- if add_generation_prompt and state.role != 'tool' -%}
+{{- '<|turn>model\n<|channel>thought\n<channel|>' -}}
+{%- endif -%}
+"""
+
+
+def _gemma4(turn: Turn) -> str:
+    if call := _call(turn):
+        return f"<|tool_call>call:{call[0]}{_json(call[1])}<tool_call|><|tool_response>"
+    return turn.content.strip() + "<turn|>"
+
+
+# ---- Mistral-v3: tools stand before the last question, wherever that is; the system text opens
+# a question that nothing follows, and is gone once the answer is there --------------------------
 
 _MISTRAL = r"""
 {%- set head = messages[0]['content'] if messages[0]['role'] == 'system' else none -%}
@@ -222,7 +267,7 @@ _MISTRAL = r"""
 {%- if tools is not none and users.seen == users.count -%}
 {{- '[AVAILABLE_TOOLS] ' + (tools | tojson) + '[/AVAILABLE_TOOLS]' -}}
 {%- endif -%}
-{{- '[INST] ' + (head + '\n\n' if head is not none and users.seen == users.count else '') -}}
+{{- '[INST] ' + (head + '\n\n' if head is not none and loop.last else '') -}}
 {{- message['content'] + '[/INST]' -}}
 {%- elif message.tool_calls is defined and message.tool_calls -%}
 {{- '[TOOL_CALLS] [' -}}
@@ -336,6 +381,7 @@ def _ends(token: str, strip: bool = False) -> Callable[[Turn], str]:
 
 _IM = ("<|im_end|>", "<|im_start|>")
 _TURN = ("<end_of_turn>", "<start_of_turn>")
+_GEMMA4_TOOLS = ("<|tool_response>", "<tool_response|>", "<|tool_call>", "<tool_call|>")
 _INST = ("[INST]", "[/INST]", "[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]")
 _TOOLS = ("[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]")
 _HARMONY = ("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|call|>")
@@ -357,6 +403,14 @@ FAMILIES = {
         _GEMMA3, _TURN, _ends("<end_of_turn>", strip=True), frozenset({"system"}), bos="<s>"
     ),
     "gemma2": Family(_GEMMA2, _TURN, _ends("<end_of_turn>", strip=True), frozenset(), bos="<s>"),
+    "gemma4": Family(
+        _GEMMA4,
+        ("<turn|>", "<|turn>", "<|channel>", "<channel|>", *_GEMMA4_TOOLS),
+        _gemma4,
+        frozenset({"system", "tools"}),
+        bos="<s>",
+        stops=("<|tool_response>", "<turn|>"),
+    ),
     "mistral": Family(
         _MISTRAL,
         ("</s>", *_INST, *_TOOLS),

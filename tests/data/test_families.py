@@ -132,10 +132,7 @@ def test_probe_accepts_every_family(name: str, make_family: MakeFamily) -> None:
     probe = probe_template(make_family(name))
     named = {"system turn": "system", "tools": "tools", "reasoning": "reasoning"}
     lacking = {named[kind] for kind in probe.refused}
-    # Mistral wants ids of nine characters, which the probe's call has not.
-    expected = set(named.values()) - FAMILIES[name].kinds | (
-        {"tools"} if name == "mistral" else set()
-    )
+    expected = set(named.values()) - FAMILIES[name].kinds
     assert lacking - {"reasoning"} == expected - {"reasoning"}
     assert ("reasoning" in lacking) == (name not in ("qwen3", "gpt_oss"))
 
@@ -174,17 +171,57 @@ def test_reasoning_with_thinking_switched_off_is_unstable(make_family: MakeFamil
     assert masked.rows == ()
 
 
-def test_reasoning_that_leaves_the_prompt_makes_the_answer_unstable(
-    make_family: MakeFamily,
-) -> None:
+def test_reasoning_that_leaves_the_text_stays_in_the_prompt(make_family: MakeFamily) -> None:
     """gpt-oss: the server shows the call's reasoning, the finished text no longer does."""
     chat = conversation("tools")
     call = Turn("assistant", "", {**chat.turns[1].extra, "reasoning_content": "Hm."})
     turns = (chat.turns[0], call, *chat.turns[2:4])
     tokenizer = make_family("gpt_oss")
     masked = Masker(tokenizer).mask([Conversation(turns, "c", "s", TOOLS)])[0]
-    assert supervised(tokenizer, masked) == said(FAMILIES["gpt_oss"], [call])
-    assert len(masked.unstable) == 1
+    assert supervised(tokenizer, masked) == said(FAMILIES["gpt_oss"], turns)
+    assert masked.unstable == ()
+    last = masked.rows[-1]
+    prompt = tokenizer.prompt_ids(turns[:3], TOOLS)
+    assert "Hm." in tokenizer.decode(prompt)
+    assert last.input_ids[: len(prompt)].tolist() == prompt
+    assert int(np.flatnonzero(last.loss_mask)[-1]) >= len(prompt)
+    assert last.loss_mask[len(prompt)]
+
+
+def test_system_text_that_leaves_the_text_stays_in_the_prompt(make_family: MakeFamily) -> None:
+    """Mistral-v0.3: only a question that nothing follows carries the system text."""
+    tokenizer, chat = make_family("mistral"), conversation("system")
+    finished = tokenizer.decode(tokenizer.render(chat.turns))
+    assert "Be brief." not in finished
+    masked = Masker(tokenizer).mask([chat])[0]
+    texts = [tokenizer.decode(row.input_ids) for row in masked.rows]
+    assert texts == [
+        "<s>[INST] Be brief.\n\nHow far is it?[/INST] Very far.\n\nReally.</s>",
+        "<s>[INST] How far is it?[/INST] Very far.\n\nReally.</s>"
+        "[INST] Be brief.\n\nAnd then?[/INST] Further on.</s>",
+    ]
+
+
+def test_empty_thought_of_the_prompt_stays_in_the_row(make_family: MakeFamily) -> None:
+    tokenizer = make_family("gemma4")
+    masked = Masker(tokenizer).mask([conversation("multi")])[0]
+    empty = "<|channel>thought\n<channel|>"
+    texts = [tokenizer.decode(row.input_ids) for row in masked.rows]
+    assert [text.count(empty) for text in texts] == [1, 1, 1]
+    assert texts[1].endswith(f"<|turn>model\n{empty}Further on.<turn|>\n")
+
+
+@pytest.mark.parametrize("name", ["chatml", "gemma3", "phi3"])
+def test_calls_that_a_template_does_not_show_are_not_taught(
+    name: str, make_family: MakeFamily
+) -> None:
+    chat = conversation("tools")
+    if name == "gemma3":  # knows no tool turns either
+        chat = Conversation(chat.turns[:2], "c", "s", TOOLS)
+    masked = Masker(make_family(name)).mask([chat])[0]
+    assert masked.hidden == ("turn 2 calls 'weather'",)
+    answers = [turn for turn in chat.turns if turn.role == "assistant" and turn.content]
+    assert supervised(make_family(name), masked) == said(FAMILIES[name], answers)
 
 
 @pytest.mark.parametrize(
@@ -193,6 +230,7 @@ def test_reasoning_that_leaves_the_prompt_makes_the_answer_unstable(
         ("chatml", 1),
         ("llama3", 1),
         ("gemma3", 1),
+        ("gemma4", 3),
         ("phi3", 1),
         ("phi4", 1),
         ("mistral", 1),

@@ -205,6 +205,22 @@ def test_answer_without_an_end_token_is_counted(chat: Chat, make_fast: Callable[
     assert masked.rows[0].num_open_turns == 1
 
 
+def test_answer_that_ends_with_the_token_that_opens_the_next_turn(
+    chat: Chat, make_fast: Callable[..., Any]
+) -> None:
+    """GLM: the verifier stops by writing the header of the user's turn."""
+    template = (
+        "{%- for m in messages -%}"
+        "{{- ('<|im_start|>' if m.role == 'user' else '<|im_end|>') + '\\n' + m.content -}}"
+        "{%- endfor -%}{%- if add_generation_prompt -%}{{- '<|im_end|>\\n' -}}{%- endif -%}"
+    )
+    stop = make_fast(None).convert_tokens_to_ids("<|im_start|>")
+    tokenizer = VerifierTokenizer(make_fast(template), template, eos_token_ids=[stop])
+    masked = mask_one(tokenizer, chat("Hi", "Hello", "So?", "Good."))
+    assert supervised_texts(tokenizer, masked) == [["Hello<|im_start|>", "Good."]]
+    assert masked.rows[0].num_open_turns == 1
+
+
 def test_roles_are_audited_independently_of_the_mask(
     make_tokenizer: MakeTokenizer, chat: Chat
 ) -> None:

@@ -173,7 +173,7 @@ def test_truncation_is_counted(run: Prepare, write_rows: WriteRows, messages: Me
     assert cut.report.num_lost_tokens == sum(length - 64 for length in whole)
     assert cut.report.dropped == {"fewer than 2 supervised tokens after truncation": 1}
     assert cut.report.examples == [
-        f"{path}:4: 0 supervised tokens after truncation",
+        f"{path}:4: fewer than 2 supervised tokens after truncation: 0",
     ]
     assert max(side[i].input_ids.shape[0] for side, i in everything(cut)) == 64
     dropped = run(path, truncation=Truncation.drop)
@@ -268,8 +268,8 @@ def test_nothing_left_names_the_first_reasons(
         run(path)
     assert str(caught.value).splitlines() == [
         f"{path}: no row is left to use; the first reasons:",
-        f"  {path}:1: 0 supervised tokens after truncation",
-        f"  {path}:2: 0 supervised tokens after truncation",
+        f"  {path}:1: fewer than 2 supervised tokens after truncation: 0",
+        f"  {path}:2: fewer than 2 supervised tokens after truncation: 0",
     ]
 
 

@@ -59,6 +59,54 @@ def test_files_may_move_and_copies_are_found(
     assert (once.report.num_samples, once.report.dropped) == (40, {"duplicate": 40})
 
 
+def test_samples_that_conversations_share_are_used_once(
+    run: Prepare, write_rows: WriteRows, messages: Messages
+) -> None:
+    """A template that rewrites history gives conversations that begin alike the same first row."""
+    path = write_rows([messages("hi", "hello", f"q{i}", f"a{i}", id=f"c{i}") for i in range(6)])
+    other = [messages(f"question {i}", f"answer {i}", id=f"d{i}") for i in range(30)]
+    path = write_rows([json.loads(line) for line in path.read_text().splitlines()] + other)
+    kept = run(path, "qwen3").report
+    assert (kept.num_samples, kept.num_duplicates, kept.num_groups) == (42, 5, 31)
+    once = run(path, "qwen3", duplicates=Duplicates.exact)
+    assert once.report.dropped == {"sample that was there before": 5}
+    assert (once.report.num_samples, once.report.num_duplicates) == (37, 0)
+    # They stay together although only one of them still has the row they share.
+    assert (once.report.num_groups, once.report.largest_group) == (31, 7)
+
+
+def test_conversations_with_the_same_first_exchange_validate_together(
+    run: Prepare, write_rows: WriteRows, messages: Messages
+) -> None:
+    """Also where one row holds the whole conversation, so that no two rows are equal."""
+    trees = [
+        messages(f"root {tree}", f"reply {tree}", f"more {tree} {leaf}", f"end {leaf}")
+        for tree in range(12)
+        for leaf in range(3)
+    ]
+    data = run(write_rows(trees), validation_fraction=0.3, sequence_length=256)
+    assert (data.report.num_samples, data.report.num_groups) == (36, 12)
+
+    def roots(side: Any) -> set[tuple[int, ...]]:
+        return {tuple(side[i].input_ids[:12].tolist()) for i in range(len(side))}
+
+    assert not roots(data.train) & roots(data.validation)
+    assert len(data.validation) % 3 == 0
+
+
+def test_validation_file_keeps_the_rows_it_shares(
+    run: Prepare, write_rows: WriteRows, rows: list[Any]
+) -> None:
+    other = write_rows(rows[:10], "held_out.jsonl")
+    path = write_rows(rows)
+    kept = run(path, validation_path=str(other))
+    assert (len(kept.train), len(kept.validation)) == (30, 10)
+    assert kept.report.dropped == {"also in data.validation_path: not trained on": 10}
+    once = run(path, validation_path=str(other), duplicates=Duplicates.exact)
+    assert (len(once.train), len(once.validation)) == (30, 10)
+    assert once.report.dropped == {"duplicate": 10}
+
+
 def test_prompt_sets_are_part_of_the_identity(
     run: Prepare, write_rows: WriteRows, rows: list[Any]
 ) -> None:

@@ -14,7 +14,10 @@ from rich.console import Console
 from speculators.data.coloured import CONTEXT, SUPERVISED, coloured, print_samples
 from speculators.data.masking import Masker
 from speculators.data.prepared import SampleSet
-from speculators.data.report import DataReport, SourceCount, length_histogram, print_report
+from speculators.data.remarks import remarks
+from speculators.data.report import DataReport, SourceCount, length_histogram
+from speculators.data.report_page import render
+from speculators.data.report_view import print_report
 from speculators.data.template import VerifierTokenizer
 from speculators.data.types import Conversation, Sample
 
@@ -65,6 +68,78 @@ def test_report_survives_json() -> None:
     report = DataReport(roles={"user": (3, 0)}, sources={"a": SourceCount(1, 2, 3)})
     report.drop("reason", "f:1: reason")
     assert DataReport.from_dict(json.loads(json.dumps(report.to_dict()))) == report
+
+
+def healthy(**changes: Any) -> DataReport:
+    """A report about which there is nothing to say, changed."""
+    values = {
+        "num_rows": 100,
+        "num_conversations": 100,
+        "num_samples": 100,
+        "num_validation": 10,
+        "validation_fraction": 0.1,
+        "num_tokens": 1000,
+        "num_supervised": 500,
+        "num_answers": 100,
+        "num_supervised_answers": 100,
+        "length_edges": [16, 32],
+        "length_counts": [60, 40],
+        "sequence_length": 64,
+        "roles": {"user": (300, 0), "assistant": (500, 450), "template": (200, 50)},
+        **changes,
+    }
+    return DataReport(**values)
+
+
+def test_nothing_unusual_has_no_remarks() -> None:
+    assert remarks(healthy()) == []
+    assert "Nothing unusual" in render(healthy(), "rows")
+    assert remarks(DataReport(num_rows=3)) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"roles": {"tool": (10, 3)}}, "3 supervised tokens spell tool turns"),
+        ({"num_supervised": 20}, "only 2.0% of the tokens are supervised"),
+        ({"num_supervised_answers": 97}, "3 of 100 answers are supervised in no row"),
+        ({"num_open_turns": 9}, "9 answers have no end-of-turn token"),
+        ({"num_validation": 40}, "40.0% of the samples validate where 10.0% were asked for"),
+        ({"num_duplicates": 30}, "30.0% of the samples repeat an earlier one"),
+        ({"num_truncated": 8}, "8.0% of the rows are longer than 64 tokens"),
+        ({"dropped": {"unknown layout": 6}}, "6 rows and turns of 100 rows are left out"),
+    ],
+)
+def test_what_is_unusual_is_said(changes: dict[str, Any], expected: str) -> None:
+    (line,) = remarks(healthy(**changes))
+    assert line.startswith(expected)
+    assert "Nothing unusual" not in render(healthy(**changes), "rows")
+    printing = printed(lambda console: print_report(healthy(**changes), console))
+    assert expected[:40] in " ".join(printing.split())
+
+
+def test_what_a_setting_asks_for_is_no_surprise() -> None:
+    report = healthy()
+    report.drop("duplicate", "f:1: duplicate", 90, asked_for=True)
+    assert remarks(report) == []
+
+
+def test_page_names_places_under_their_reason() -> None:
+    report = healthy()
+    report.drop("malformed JSON", "f:1: malformed JSON: at column 2")
+    report.drop("unknown role", "f:2: unknown role: 'x'", 3)
+    page = render(report, "rows")
+    first, second = page.index("unknown role<ul>"), page.index("malformed JSON<ul>")
+    assert first < page.index("f:2: unknown role") < second < page.index("f:1: malformed JSON")
+
+
+def test_page_colours_what_is_longer_than_the_sequence() -> None:
+    report = healthy(length_edges=[16, 32, 65], length_counts=[60, 30, 10])
+    page = render(report, "rows")
+    assert page.count('class="late"') == 1
+    assert "65+ tokens: 10 rows, 10.0%" in page
+    wrong = render(healthy(roles={"user": (10, 2)}), "rows")
+    assert 'class="n wrong">2 (20.0%)' in wrong
 
 
 def test_only_a_few_examples_of_each_reason_are_kept() -> None:

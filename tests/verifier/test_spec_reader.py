@@ -162,7 +162,11 @@ def test_folder_without_tokenizer(save_model: Callable[..., Path], tmp_path: Pat
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"model_type": "gpt2", "rms_norm_eps": None}, "gpt2 has no RMS norm"),
+        (
+            {"model_type": "gpt2", "rms_norm_eps": None},
+            "gpt2 has no RMS norm (no rms_norm_eps in its configuration); verifiers whose final "
+            "norm is a LayerNorm are not supported",
+        ),
         (
             {"model_type": "granite", "logits_scaling": 8.0},
             "scales its logits (logits_scaling=8.0)",

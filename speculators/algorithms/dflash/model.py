@@ -18,6 +18,7 @@ from speculators.algorithms.anchors import (
     walk_anchors,
 )
 from speculators.algorithms.base import Drafter, DraftSession, Output, StepContext
+from speculators.algorithms.conventions import Conventions
 from speculators.algorithms.cost import StepCost, Workload
 from speculators.algorithms.dflash import resolve as resolving
 from speculators.algorithms.dflash import serving
@@ -120,6 +121,22 @@ class DFlashDrafter(DFlashNetwork, Drafter[DFlashConfig]):
         states = noisy(states, self.config.input_noise if self.training else 0.0, step)
         hidden = self._hidden(states, batch.input_ids, layout, plan.flat)
         return self.train_slots(hidden, batch, teacher, plan, layout)
+
+    def conventions(self) -> Conventions:
+        """Return what this drafter computes with, see `Drafter.conventions`."""
+        return Conventions(
+            layer_ids=tuple(self.config.target_layer_ids or ()),
+            num_draft_tokens=self.num_draft_tokens,
+            rules=self.rules,
+            rope=tuple(self.rope_frequencies.tolist()),
+            rms_norm_eps=self.norm.eps,
+            mask_token_id=self.config.mask_token_id,
+        )
+
+    @classmethod
+    def served_conventions(cls, config: dict[str, Any]) -> Conventions:
+        """Return what vLLM makes of a `config.json`, see `Drafter.served_conventions`."""
+        return serving.engine_conventions(config)
 
     def step_cost(self, work: Workload) -> StepCost:
         """Count from sizes, see `Drafter.step_cost`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from speculators.algorithms.conventions import Conventions, served_conventions, served_windows
 from speculators.algorithms.dflash.config import DFlashConfig
 from speculators.algorithms.serving import (
     common_config,
@@ -16,8 +17,12 @@ from speculators.algorithms.serving import (
     read_training,
     sliding_config,
 )
+from speculators.attention.layout import MaskRule
 from speculators.errors import CheckpointError
 from speculators.verifier.spec import VerifierSpec
+
+THETA = 1_000_000.0
+"""What vLLM takes for a rotary embedding without `rope_theta`."""
 
 TRAINED_WITH = (
     "max_anchors",
@@ -95,6 +100,31 @@ def read_block(serving: Mapping[str, Any]) -> dict[str, Any]:
         "mask_token_id": need(serving, "mask_token_id"),
         **_causality(serving, layer),
     }
+
+
+def engine_conventions(
+    serving: Mapping[str, Any], *, sliding_is_causal: bool = False
+) -> Conventions:
+    """Return what vLLM 0.32 makes of the file.
+
+    Args:
+        serving: `config.json`.
+        sliding_is_causal: layers that slide are causal and others are not; otherwise one key of the
+            file decides for all of them.
+
+    Raises:
+        CheckpointError: a key it needs is missing.
+    """
+    windows = served_windows(need(serving, "transformer_layer_config"))
+    one_for_all = not serving.get("sliding_window_non_causal", True)
+    causal = [w is not None if sliding_is_causal else one_for_all for w in windows]
+    return served_conventions(
+        serving,
+        need(serving, "aux_hidden_state_layer_ids"),
+        [MaskRule(*rule) for rule in zip(windows, causal, strict=True)],
+        default_theta=THETA,
+        mask_token_id=need(serving, "mask_token_id"),
+    )
 
 
 def _causality(serving: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:

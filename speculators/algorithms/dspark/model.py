@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from speculators.algorithms.base import Output, Proposal
+from speculators.algorithms.base import Output, Proposal, TokenRows
+from speculators.algorithms.conventions import Conventions
 from speculators.algorithms.cost import StepCost, Workload
 from speculators.algorithms.dflash.cost import dflash_cost
 from speculators.algorithms.dflash.model import DFlashDrafter
@@ -157,9 +158,19 @@ class DSparkDrafter(DFlashDrafter):
         tokens = torch.cat([part.tokens for part in parts])
         return Proposal(tokens, torch.cat(probabilities) if probabilities else None)
 
+    def token_rows(self) -> dict[str, TokenRows]:
+        """Name the Markov head's two tables, see `Drafter.token_rows`."""
+        names = {"markov_w1": TokenRows.vocab, "markov_w2": TokenRows.draft}
+        return {f"markov_head.{name}.weight": rows for name, rows in names.items()}
+
     def serving_config(self) -> dict[str, Any]:
         """Return `config.json`; `dtype` is that of serving, the writer knows that of the file."""
         return serving.serving_config(self.config, self.spec)
+
+    @classmethod
+    def served_conventions(cls, config: dict[str, Any]) -> Conventions:
+        """Return what vLLM makes of a `config.json`, see `Drafter.served_conventions`."""
+        return serving.engine_conventions(config)
 
     @classmethod
     def config_from_serving(cls, config: dict[str, Any]) -> DSparkConfig:

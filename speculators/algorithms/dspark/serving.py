@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from speculators.algorithms.conventions import Conventions
 from speculators.algorithms.dflash import serving as dflash
 from speculators.algorithms.dspark.config import DSparkConfig
 from speculators.algorithms.serving import need, read_common, read_training
@@ -52,3 +53,12 @@ def config_from_serving(serving: Mapping[str, Any]) -> DSparkConfig:
     if not confidence:
         trained["confidence_weight"] = 0.0
     return DSparkConfig(**common, markov_rank=need(serving, "markov_rank"), **trained)
+
+
+def engine_conventions(serving: Mapping[str, Any]) -> Conventions:
+    """Return what vLLM 0.32 makes of the file: sliding layers are causal, whatever it says.
+
+    Raises:
+        CheckpointError: a key it needs is missing.
+    """
+    return dflash.engine_conventions(serving, sliding_is_causal=True)

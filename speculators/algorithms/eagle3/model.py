@@ -12,10 +12,12 @@ from torch import Tensor
 
 from speculators.algorithms.anchors import anchors_with_predecessor, fill_anchors
 from speculators.algorithms.base import Drafter, DraftSession, Output, StepContext
+from speculators.algorithms.conventions import Conventions
 from speculators.algorithms.cost import StepCost, Workload
 from speculators.algorithms.eagle3 import serving
 from speculators.algorithms.eagle3.config import Eagle3Config, TttTokens
 from speculators.algorithms.eagle3.cost import eagle3_cost
+from speculators.algorithms.eagle3.fused_conventions import fused_conventions
 from speculators.algorithms.eagle3.metrics import step_accuracies
 from speculators.algorithms.eagle3.network import Eagle3Network
 from speculators.algorithms.eagle3.resolve import fill_fused
@@ -127,6 +129,12 @@ class Eagle3Drafter(Eagle3Network, Drafter[Eagle3Config]):
         )
         return self._output(loss, plan, steps)
 
+    def conventions(self) -> Conventions:
+        """Return what this drafter computes with, see `Drafter.conventions`."""
+        config = self.config
+        more = {"fc_norm": config.fc_norm, "norm_output": config.norm_output}
+        return fused_conventions(self, config, self.num_draft_tokens, switches=more)
+
     def step_cost(self, work: Workload) -> StepCost:
         """Count from sizes, see `Drafter.step_cost`."""
         sizes = LayerSizes.of(self.config, self.spec)
@@ -153,6 +161,11 @@ class Eagle3Drafter(Eagle3Network, Drafter[Eagle3Config]):
     def serving_config(self) -> dict[str, Any]:
         """Return `config.json`; `dtype` is that of serving, the writer knows that of the file."""
         return serving.serving_config(self.config, self.spec)
+
+    @classmethod
+    def served_conventions(cls, config: dict[str, Any]) -> Conventions:
+        """Return what vLLM makes of a `config.json`, see `Drafter.served_conventions`."""
+        return serving.engine_conventions(config)
 
     @classmethod
     def config_from_serving(cls, config: dict[str, Any]) -> Eagle3Config:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from speculators.algorithms.conventions import Conventions
 from speculators.algorithms.eagle3.config import Eagle3Config
 from speculators.algorithms.eagle3.fused_config import FusedLayersConfig, LayerType
+from speculators.algorithms.eagle3.fused_conventions import engine_fused_conventions
 from speculators.algorithms.serving import (
     common_config,
     layer_config,
@@ -70,6 +72,16 @@ def config_from_serving(serving: Mapping[str, Any]) -> Eagle3Config:
         norm_output=bool(serving.get("norm_output", False)),
         **read_training(serving, Eagle3Config(), TRAINED_WITH),
     )
+
+
+def engine_conventions(serving: Mapping[str, Any]) -> Conventions:
+    """Return what vLLM 0.32 makes of the file.
+
+    Raises:
+        CheckpointError: a key it needs is missing.
+    """
+    more = {key: bool(serving.get(key, False)) for key in ("fc_norm", "norm_output")}
+    return engine_fused_conventions(serving, norm_before_residual=True, switches=more)
 
 
 def fused_keys(config: FusedLayersConfig) -> dict[str, Any]:

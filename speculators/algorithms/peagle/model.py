@@ -16,7 +16,9 @@ from speculators.algorithms.anchors import (
     random_anchors,
 )
 from speculators.algorithms.base import Drafter, DraftSession, Output, StepContext
+from speculators.algorithms.conventions import Conventions
 from speculators.algorithms.cost import StepCost, Workload
+from speculators.algorithms.eagle3.fused_conventions import fused_conventions
 from speculators.algorithms.eagle3.resolve import fill_fused
 from speculators.algorithms.metrics import training_metrics
 from speculators.algorithms.noise import noisy
@@ -116,6 +118,12 @@ class PEagleDrafter(PEagleNetwork, Drafter[PEagleConfig]):
         weights = config.slot_decay ** slots.to(loss.loss.dtype)
         return Output((weights * loss.loss).sum(), weights.sum(), sums, counts)
 
+    def conventions(self) -> Conventions:
+        """Return what this drafter computes with, see `Drafter.conventions`."""
+        return fused_conventions(
+            self, self.config, self.num_draft_tokens, mask_token_id=self.config.mask_token_id
+        )
+
     def step_cost(self, work: Workload) -> StepCost:
         """Count from sizes, see `Drafter.step_cost`."""
         sizes = LayerSizes.of(self.config, self.spec)
@@ -141,6 +149,11 @@ class PEagleDrafter(PEagleNetwork, Drafter[PEagleConfig]):
     def serving_config(self) -> dict[str, Any]:
         """Return `config.json`; `dtype` is that of serving, the writer knows that of the file."""
         return serving.serving_config(self.config, self.spec)
+
+    @classmethod
+    def served_conventions(cls, config: dict[str, Any]) -> Conventions:
+        """Return what vLLM makes of a `config.json`, see `Drafter.served_conventions`."""
+        return serving.engine_conventions(config)
 
     @classmethod
     def config_from_serving(cls, config: dict[str, Any]) -> PEagleConfig:

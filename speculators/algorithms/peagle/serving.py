@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from speculators.algorithms.conventions import Conventions
+from speculators.algorithms.eagle3.fused_conventions import engine_fused_conventions
 from speculators.algorithms.eagle3.serving import fused_keys, fused_layer_config, read_fused
 from speculators.algorithms.peagle.config import PEagleConfig
 from speculators.algorithms.serving import (
@@ -56,4 +58,17 @@ def config_from_serving(serving: Mapping[str, Any]) -> PEagleConfig:
         num_draft_tokens=read_num_draft_tokens(serving),
         mask_token_id=need(serving, "mask_token_id"),
         **read_training(serving, PEagleConfig(), TRAINED_WITH),
+    )
+
+
+def engine_conventions(serving: Mapping[str, Any]) -> Conventions:
+    """Return what vLLM 0.32 makes of the file.
+
+    Raises:
+        CheckpointError: a key it needs is missing.
+    """
+    return engine_fused_conventions(
+        serving,
+        norm_before_residual=False,
+        mask_token_id=need(serving, "mask_token_id"),
     )

@@ -14,6 +14,7 @@ from speculators.config.schema.data import (
     Truncation,
     Unfinished,
 )
+from speculators.config.schema.doctor import DoctorConfig
 from speculators.config.schema.evaluation import EvaluationConfig, Sampling
 from speculators.config.schema.expected import ExpectedConfig, ExpectedResult
 from speculators.config.schema.extract import ExtractConfig
@@ -72,6 +73,7 @@ __all__ = [
     "ConvertConfig",
     "DataConfig",
     "DataFormat",
+    "DoctorConfig",
     "DraftLayersConfig",
     "EvaluationConfig",
     "ExpectedConfig",

@@ -10,6 +10,7 @@ from omegaconf import MISSING
 
 from speculators.config.schema.convert import ConvertConfig
 from speculators.config.schema.data import DataConfig
+from speculators.config.schema.doctor import DoctorConfig
 from speculators.config.schema.evaluation import EvaluationConfig
 from speculators.config.schema.expected import ExpectedConfig
 from speculators.config.schema.extract import ExtractConfig
@@ -53,6 +54,7 @@ class Config:
     extract: ExtractConfig = field(default_factory=ExtractConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
     convert: ConvertConfig = field(default_factory=ConvertConfig)
+    doctor: DoctorConfig = field(default_factory=DoctorConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
     seed: int = 0
     """Everything random is drawn from generators named after this seed."""
@@ -61,7 +63,9 @@ class Config:
     cache_dir: str = MISSING
     """Prepared data, shared by runs and addressed by content."""
     checkpoint: str | None = None
-    """Checkpoint folder (evaluate, convert)."""
+    """Checkpoint folder (evaluate, convert, doctor)."""
+    run: str | None = None
+    """Run directory (doctor)."""
     compare: list[str] | None = None
     """evaluate: results to compare instead of evaluating: `evaluation.json` files or folders that
     hold one; the first is the reference."""
@@ -92,6 +96,12 @@ class Config:
         yield from at_least(self, "seed", 0)
         yield from at_least(self, "num_threads", 1)
         yield from at_least(self, "show", 0)
+        if self.speculator.forecast_steps and self.launcher.starts_processes:
+            yield Problem(
+                "speculator.forecast_steps",
+                self.speculator.forecast_steps,
+                "short runs are made in one process: use launcher=single",
+            )
         if self.compare is not None and len(self.compare) < 2:
             yield Problem("compare", self.compare, "needs two results or more: compare=[A,B]")
         rewriting = self.data.regenerate

@@ -77,12 +77,29 @@ class SpeculatorConfig:
     init: Init = Init.random
     """random: N(0, 0.02); verifier: copies of verifier layers, first to last."""
     from_pretrained: str | None = None
-    """Warm start from this checkpoint folder; its vocabulary map is kept."""
+    """Warm start from this checkpoint folder; its vocabulary map is kept. One made for another
+    verifier is transplanted: tokens are matched by their text, layers by their depth."""
+    pretrained_verifier: str | None = None
+    """Folder or hub id of the verifier that checkpoint was made for; null: as it says itself."""
+    forecast_steps: int = 0
+    """Steps of a short run from the configured start and from a random one, before training, to
+    tell what the start is worth; 0: none."""
 
     def problems(self) -> Iterator[Problem]:
         """Check what needs no verifier; the rest is checked when its sizes are known."""
         yield from at_least(self, "num_layers", 1)
         yield from at_least(self, "draft_vocab_size", 1)
+        yield from at_least(self, "forecast_steps", 0)
+        if self.from_pretrained is None and self.pretrained_verifier is not None:
+            yield Problem(
+                "pretrained_verifier", self.pretrained_verifier, "give from_pretrained too"
+            )
+        if self.forecast_steps and self.from_pretrained is None and self.init is Init.random:
+            yield Problem(
+                "forecast_steps",
+                self.forecast_steps,
+                "compares a start with a random one: give from_pretrained, or init=verifier",
+            )
         ids = self.target_layer_ids
         if ids is not None:
             if not ids:

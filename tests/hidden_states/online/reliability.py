@@ -18,6 +18,7 @@ _BEGIN, _END = "<!-- faults: begin -->", "<!-- faults: end -->"
 _MODULES = (
     "hidden_states.online.test_faults",
     "hidden_states.online.test_faults_servers",
+    "hidden_states.online.test_faults_disks",
     "launch.test_online_refusals",
     "launch.test_online_training",
 )

@@ -1,0 +1,33 @@
+"""Findings as a table for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from speculators.doctor.finding import Finding, Verdict
+
+_STYLES = {Verdict.passed: "green", Verdict.failed: "bold red", Verdict.unchecked: "dim"}
+
+
+def findings_table(findings: Sequence[Finding]) -> Table:
+    """Return one row per stage."""
+    table = Table(box=None, pad_edge=False, show_edge=False, header_style="bold")
+    for name in ("stage", "", "found", "allowed"):
+        table.add_column(name, overflow="fold")
+    for finding in findings:
+        style = _STYLES[finding.verdict]
+        where = f" ({finding.where})" if finding.where else ""
+        found = f"{finding.text}{where}" + (f": {finding.measured}" if finding.measured else "")
+        table.add_row(
+            finding.stage,
+            f"[{style}]{finding.verdict.value}[/]",
+            _plain(found),
+            _plain(finding.allowed),
+        )
+    return table
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", r"\[")

@@ -1,0 +1,45 @@
+"""Every stage of the chain passes on what is right, and names what is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from algorithms.test_every_algorithm import every
+from doctor.patient import REDUCED, checkpoint, drafter, in_training
+from doctor.planted import FAULTS, Fault
+from speculators.config.schema import FloatType
+from speculators.data.vocabulary import DraftVocabulary
+from speculators.doctor.chain import examine
+from speculators.doctor.finding import Finding, Verdict
+
+
+def named(findings: list[Finding], verdict: Verdict) -> set[str]:
+    return {finding.stage for finding in findings if finding.verdict is verdict}
+
+
+@every
+@pytest.mark.parametrize(
+    ("vocabulary", "num_layers"), [(None, 1), (REDUCED, 2)], ids=["full", "reduced, two layers"]
+)
+def test_nothing_differs_where_nothing_is_wrong(
+    name: str, vocabulary: DraftVocabulary | None, num_layers: int, tmp_path: Path
+) -> None:
+    built = drafter(name, vocabulary, num_layers=num_layers)
+    beside = examine(in_training(built, tmp_path / "training"))
+    assert named(beside, Verdict.failed) == set()
+    later = {"template", "verifier", "recorded drafts", "engine"}
+    assert named(beside, Verdict.unchecked) == later
+    dtype = FloatType.bfloat16 if vocabulary is None else FloatType.float32
+    read = examine(checkpoint(built, tmp_path / "later", dtype))
+    assert named(read, Verdict.failed) == set()
+    assert named(read, Verdict.unchecked) == {"engine"}
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_the_first_difference_is_named(
+    fault: Fault, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = fault.first_failure(tmp_path / "checkpoint", monkeypatch)
+    assert (found.stage, found.cause) == (fault.stage, fault.cause.name)
