@@ -8,6 +8,8 @@ from typing import Any
 
 from speculators.doctor.case import Case
 
+_LEARNT = 1.3
+"""Acceptance lengths below this are those of a drafter that has hardly learnt anything."""
 _LOW_FIRST = 0.3
 _STEEP = 0.5
 
@@ -51,7 +53,8 @@ def _stages(case: Case) -> Iterator[Signature]:
     trained, validated, decoded = lengths.values()
     if trained is not None and validated is not None and trained - 1 > 2 * (validated - 1):
         reading = "training does better than validation: a leak, or rows known by heart"
-    if validated is not None and decoded is not None and decoded - 1 < 0.6 * (validated - 1):
+    promised = validated if validated is not None and validated > _LEARNT else None
+    if promised is not None and decoded is not None and decoded - 1 < 0.6 * (promised - 1):
         reading = "validation promises what decoding does not keep: a convention differs"
     yield Signature("tau by stage", numbers, reading)
 

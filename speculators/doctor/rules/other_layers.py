@@ -10,15 +10,19 @@ from speculators.doctor.diagnosis import Diagnosis, Rule, confirmed, suspected
 
 _SHARE_LOST = 0.6
 """Decoding that keeps less than this share of what validation promised is worth a look."""
+_LEARNT = 1.3
+"""Below, nothing was promised."""
 _TIMES, _MORE = 1.5, 0.2
 
 
 def look(case: Case) -> Diagnosis | None:
     """Walk along held-out rows with states of neighbouring layers, and in another order."""
     promised, got = case.validated, case.decoded.get("acceptance_length")
+    if promised is None or promised < _LEARNT:
+        return None
     if got is None and case.lab is not None:
         got = case.lab.decoded.length
-    if promised is None or got is None or got - 1 > _SHARE_LOST * (promised - 1):
+    if got is None or got - 1 > _SHARE_LOST * (promised - 1):
         return None
     signature = f"validation promised tau {promised:.2f}, decoding found {got:.2f}"
     if case.lab is None:
