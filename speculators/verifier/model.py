@@ -163,7 +163,7 @@ class VerifierModel:
         tokens = input_ids.to(self.device, torch.int64)[None]
         with self._alone():
             found = self._model(input_ids=tokens, output_hidden_states=True, use_cache=False)
-        states = found.hidden_states or ()
+        states = list(found.hidden_states or ())
         if len(states) != self.spec.num_layers + 1:
             raise HiddenStateError(
                 f"verifier.name_or_path={self.spec.name_or_path}: the model reports {len(states)} "

@@ -71,9 +71,13 @@ class TrackerConfig:
     """Nodes of the chosen trackers; null: not chosen."""
 
     wandb: WandbConfig | None = None
+    """Weights & Biases, online or in a local folder."""
     tensorboard: TensorboardConfig | None = None
+    """Event files for TensorBoard."""
     trackio: TrackioConfig | None = None
+    """Trackio's local dashboard."""
     mlflow: MlflowConfig | None = None
+    """An MLflow server or a local database."""
     timeout_seconds: float = 60.0
     """A tracker that is at one thing for so long is given up; training goes on without it."""
 
