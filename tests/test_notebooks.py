@@ -13,7 +13,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_no_output_is_committed(path: Path) -> None:
-    nbformat = pytest.importorskip("nbformat", reason="comes with the extra [docs]")
+    nbformat = pytest.importorskip("nbformat", reason="comes with the extra [notebooks]")
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     for cell in notebook.cells:
@@ -25,9 +25,8 @@ def test_no_output_is_committed(path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import nbclient
-    import nbformat
-
+    nbclient = pytest.importorskip("nbclient", reason="comes with the extra [notebooks]")
+    nbformat = pytest.importorskip("nbformat", reason="comes with the extra [notebooks]")
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
     notebook = nbformat.read(path, as_version=4)
