@@ -14,6 +14,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter, StrM
 
 from speculators.evaluation.report.chart import Chart
 from speculators.evaluation.report.run_files import Line, RunFiles, is_validation
+from speculators.evaluation.report.speed_figures import speed_charts
 from speculators.evaluation.report.svg import MUTED, SERIES, figure
 
 _MAX_POINTS = 300
@@ -76,7 +77,8 @@ _CURVES = (
 def charts(files: RunFiles) -> list[Chart]:
     """Return every chart the run has numbers for."""
     found = [_draw(curve, [*files.metrics, *files.timing]) for curve in _CURVES]
-    drawn = (_positions(files), *found, _forecast(files), _lengths(files))
+    speeds = speed_charts(files.evaluation)
+    drawn = (_positions(files), *speeds, *found, _forecast(files), _lengths(files))
     return [chart for chart in drawn if chart is not None]
 
 
