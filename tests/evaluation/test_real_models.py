@@ -12,6 +12,7 @@ from speculators.config.schema import EvaluationConfig, LossWeights, VerifierCon
 from speculators.data.types import PackedBatch
 from speculators.data.vocabulary import DraftVocabulary
 from speculators.evaluation.acceptance import Acceptance
+from speculators.evaluation.cycle_times import cycle_times
 from speculators.evaluation.decode import decode
 from speculators.evaluation.evaluate import evaluate
 from speculators.evaluation.prompts import Prompt
@@ -133,3 +134,56 @@ def test_answers_do_not_change(
     if temperature == 0:
         assert result.lossless_prompts == len(prompts)
         assert result.verifier_calls_saved > 0.3
+
+
+def test_every_token_is_computed_once(
+    verifier: VerifierModel,
+    prompts: list[list[int]],
+    drafter: DFlashDrafter,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The verifier sees prompt and blocks, the drafter each confirmed position and its blocks."""
+    verified: list[int] = []
+    encoded: list[int] = []
+    forward, encode = verifier.forward, drafter.encode
+
+    def counted_forward(ids: torch.Tensor, *rest: object, **more: object) -> object:
+        verified.append(len(ids))
+        return forward(ids, *rest, **more)  # type: ignore[arg-type]
+
+    def counted_encode(states: torch.Tensor, positions: torch.Tensor) -> object:
+        encoded.extend(positions.tolist())
+        return encode(states, positions)
+
+    monkeypatch.setattr(verifier, "forward", counted_forward)
+    monkeypatch.setattr(drafter, "encode", counted_encode)
+    decoded = decode(
+        *(verifier, prompts[0]), drafter=drafter, layer_ids=LAYERS, max_new_tokens=LENGTH
+    )
+    cycles = len(decoded.drafts)
+    assert verified == [len(prompts[0]), *[drafter.num_draft_tokens + 1] * cycles]
+    assert encoded == list(range(decoded.drafts[-1].anchor_index))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_times_of_every_number_of_drafted_tokens(
+    verifier: VerifierModel, drafter: DFlashDrafter, batch_size: int
+) -> None:
+    times = cycle_times(verifier, drafter, context=40, batch_size=batch_size)
+    assert times.batch_size == batch_size
+    assert len(times.draft) == len(times.verify) == drafter.num_draft_tokens == 4
+    assert min(times.plain, *times.draft, *times.verify) > 0
+
+
+def test_fewer_drafted_tokens_change_no_answer(
+    verifier: VerifierModel, prompts: list[list[int]], drafter: DFlashDrafter
+) -> None:
+    options = {"layer_ids": LAYERS, "max_new_tokens": LENGTH}
+    plain = decode(verifier, prompts[0], drafter=None, **options)  # type: ignore[arg-type]
+    drafter.set_num_draft_tokens(2)
+    try:
+        fewer = decode(verifier, prompts[0], drafter=drafter, **options)  # type: ignore[arg-type]
+    finally:
+        drafter.set_num_draft_tokens(4)
+    assert fewer.tokens == plain.tokens
+    assert {len(record.drafted) for record in fewer.drafts} == {2}

@@ -20,6 +20,7 @@ from speculators.evaluation.report import write_report
 from speculators.evaluation.report.figures import charts
 from speculators.evaluation.report.page import render
 from speculators.evaluation.report.run_files import RunFiles
+from speculators.evaluation.written import evaluation_markdown
 
 CONFIG = """\
 verifier: {name: tiny, name_or_path: tiny}
@@ -252,3 +253,41 @@ def test_damaged_files_are_named(tmp_path: Path, name: str, text: str, message: 
         write_report(tmp_path)
     with pytest.raises(DataError, match="is not a run directory"):
         write_report(tmp_path / "none")
+
+
+def test_tables_and_charts_of_speed(tmp_path: Path) -> None:
+    def side(rate: float, **more: float) -> dict:
+        spread = {"mean": 9.0, "p50": 8.5, "p95": 12.0}
+        return {
+            "first_token_ms": spread,
+            "inter_token_ms": spread,
+            "tokens_per_second": rate,
+            **more,
+        }
+
+    levels = [
+        {"concurrency": c, "speculative": side(90.0 * c, acceptance_length=2.5),
+         "plain": side(60.0 * c), "speedup": 1.5, "inter_token_speedup": 1.4}
+        for c in (1, 4)
+    ]  # fmt: skip
+    batch = {"batch_size": 1, "recommended": 2, "speedups": [1.2, 1.4, 1.3]}
+    more = {
+        "served": {"levels": levels, "definition": "latency means this"},
+        "best_k": {"batches": [batch], "definition": "the model"},
+    }
+    (tmp_path / "evaluation.json").write_text(json.dumps({**evaluation(), **more}))
+    text = write_report(tmp_path).read_text(encoding="utf-8")
+    parsed = _Page(text)
+    assert {"served", "best_k", "prompt_lengths", "context_lengths"} & set(parsed.ids) >= {
+        "served",
+        "best_k",
+    }
+    assert len(parsed.ids) == len(set(parsed.ids))
+    assert "latency means this" in text
+    assert "the model." in text
+    names = {path.stem for path in (tmp_path / "plots").glob("*.png")}
+    assert names >= {"best_k", "throughput", "latency"}
+    page = evaluation_markdown({**evaluation(), **more})
+    assert "| 4 | 2.500 | 9.0 | 9.0 | 360 | 9.0 | 9.0 | 240 | 1.50 | 1.40 |" in page
+    assert "| 1 | 2 | 1.20 | 1.40 | 1.30 |" in page
+    assert evaluation()["definition"] in page

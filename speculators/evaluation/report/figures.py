@@ -10,31 +10,15 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter, StrMethodFormatter
 
+from speculators.evaluation.report.chart import Chart
 from speculators.evaluation.report.run_files import Line, RunFiles, is_validation
+from speculators.evaluation.report.speed_figures import speed_charts
 from speculators.evaluation.report.svg import MUTED, SERIES, figure
 
 _MAX_POINTS = 300
 _LOSS_TERMS = r"(ce|kl|reverse_kl|js|tv|lk_alpha|lk_hybrid)"
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A finished chart.
-
-    Attributes:
-        name: file name without suffix, unique.
-        title: heading.
-        note: one sentence on what to see.
-        drawing: the figure.
-    """
-
-    name: str
-    title: str
-    note: str
-    drawing: Figure
 
 
 @dataclass(frozen=True)
@@ -93,7 +77,8 @@ _CURVES = (
 def charts(files: RunFiles) -> list[Chart]:
     """Return every chart the run has numbers for."""
     found = [_draw(curve, [*files.metrics, *files.timing]) for curve in _CURVES]
-    drawn = (_positions(files), *found, _forecast(files), _lengths(files))
+    speeds = speed_charts(files.evaluation)
+    drawn = (_positions(files), *speeds, *found, _forecast(files), _lengths(files))
     return [chart for chart in drawn if chart is not None]
 
 

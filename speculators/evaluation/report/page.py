@@ -11,10 +11,12 @@ import jinja2
 from markupsafe import Markup
 
 from speculators.evaluation.acceptance import DEFINITION
-from speculators.evaluation.report.figures import Chart, charts
+from speculators.evaluation.report.chart import Chart
+from speculators.evaluation.report.figures import charts
 from speculators.evaluation.report.run_files import RunFiles
 from speculators.evaluation.report.summary import data_table, facts, tiles, title, verdict
 from speculators.evaluation.report.svg import to_png, to_svg
+from speculators.evaluation.written import evaluation_grids
 
 REPORT_FILE = "report.html"
 _MAX_DRAFTS = 60
@@ -59,7 +61,7 @@ def render(files: RunFiles, drawn: Sequence[Chart]) -> str:
         tiles=tiles(files),
         facts=facts(files),
         charts=[(chart, Markup(to_svg(chart.drawing, chart.name))) for chart in drawn],
-        categories=evaluation.get("categories") or {},
+        grids=evaluation_grids(evaluation),
         mismatches=evaluation.get("mismatches") or [],
         examples=[_shortened(example) for example in evaluation.get("examples") or []],
         data_report=data_table(files.data_report),
