@@ -202,6 +202,17 @@ def test_every_command_has_its_config_and_is_in_the_overview(
     assert capsys.readouterr().out == overview
 
 
+def test_a_command_leaves_the_environment_of_the_process_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    before = dict(os.environ)
+    assert main(["plan", "plan.device=abacus"]) == 2
+    assert main(["plan", "--cfg", "job"]) == 0
+    assert dict(os.environ) == before
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"{__version__}\n"

@@ -95,14 +95,12 @@ def start(command: Command, arguments: Sequence[str], passed_on: Sequence[str] =
             "torchrun: every process it starts would compose a run of its own; type `python "
             "train.py launcher=ddp launcher.num_processes=N` instead (or launcher=fsdp)"
         )
-    # Without it Hydra prints errors in its own way and exits by itself.
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     register()
     _check(command, arguments)
     task = Task(command, ("speculators", command.name, *arguments, *passed_on))
     application = hydra.main(str(config_folder()), command.name, VERSION_BASE)(task)
     SweepFolder.path = None
-    with _arguments(arguments):
+    with _arguments(arguments), _raised_errors():
         try:
             application()
         except StopSweep as stopped:
@@ -135,6 +133,20 @@ def _arguments(arguments: Sequence[str]) -> Iterator[None]:
         yield
     finally:
         sys.argv = program
+
+
+@contextlib.contextmanager
+def _raised_errors() -> Iterator[None]:
+    """Let Hydra raise: by itself it prints errors in its own way and ends the process."""
+    outside = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        if outside is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = outside
 
 
 def _check(command: Command, arguments: Sequence[str]) -> None:
