@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from speculators.data.prepared import SampleSet
 from speculators.data.template import VerifierTokenizer
 from speculators.doctor.certificate import Certificate
 from speculators.doctor.chain import examine
-from speculators.doctor.drafting import is_clear, session_drafts, starts_of
+from speculators.doctor.drafting import ProbeDrafts
 from speculators.doctor.probe import CONVERSATION, Probe, choose_samples
 from speculators.doctor.recording import RecordedProbe, Recording, sketch_of
 from speculators.doctor.subject import Subject
@@ -87,7 +87,7 @@ class TrainingDoctor:
             content=content,
             own=self.own,
         )
-        found = Certificate(examine(subject), self.record(drafter), "training")
+        found = Certificate(examine(subject), self.record(drafter, subject.drafts), "training")
         first = found.first_failure
         if content is None:
             found.write(self.run_dir, checkpoint=False)
@@ -101,8 +101,8 @@ class TrainingDoctor:
             self.say(f"warning: doctor: {first.line}")
         return functools.partial(_add, found, content)
 
-    def record(self, drafter: Drafter[Any]) -> Recording:
-        """Return what later examinations compare with."""
+    def record(self, drafter: Drafter[Any], drafts: Iterable[ProbeDrafts]) -> Recording:
+        """Return what later examinations of a drafter, and its drafts, compare with."""
         dtype = str(self.probes[0].states.aux.dtype) if self.probes else ""
         return Recording(
             verifier=self.spec.name_or_path,
@@ -113,21 +113,19 @@ class TrainingDoctor:
             rendering=tuple(self.tokenizer.prompt_ids(CONVERSATION)),
             conventions=drafter.conventions(),
             states_dtype=dtype.removeprefix("torch."),
-            probes=tuple(record_probe(drafter, probe) for probe in self.probes),
+            probes=tuple(map(record_probe, drafts)),
         )
 
 
-def record_probe(drafter: Drafter[Any], probe: Probe) -> RecordedProbe:
+def record_probe(drafts: ProbeDrafts) -> RecordedProbe:
     """Write down one probe: its states, and what is drafted along it."""
-    starts = starts_of(drafter, probe)
-    drafts = session_drafts(drafter, probe, starts).tolist()
-    clear = tuple(at for at in starts if is_clear(drafter, probe, at))
+    probe, starts = drafts.probe, drafts.starts
     return RecordedProbe(
         probe.input_ids,
         probe.start,
         sketch_of(probe.states),
-        dict(zip(starts, drafts, strict=True)),
-        clear,
+        dict(zip(starts, drafts.tokens.tolist(), strict=True)),
+        tuple(at for at, clear in zip(starts, drafts.clear, strict=True) if clear),
     )
 
 

@@ -2,19 +2,61 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
-from speculators.algorithms.base import Drafter, Proposal
+from speculators.algorithms.base import Drafter
 from speculators.doctor.probe import Probe
 
 _CLEAR = 1.5
 
 _STEPS = (1, 3, 1, 2)
 """Tokens confirmed from one draft to the next, again and again: caches grow by few and by many."""
+
+
+@dataclass(frozen=True, eq=False)
+class ProbeDrafts:
+    """What one drafter drafts along one probe, each thing computed once.
+
+    Attributes:
+        drafter: in eval mode.
+        probe: on its device.
+    """
+
+    drafter: Drafter[Any]
+    probe: Probe
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """Positions after which drafts start, ascending."""
+        return starts_of(self.drafter, self.probe)
+
+    @cached_property
+    def tokens(self) -> Int[Tensor, "start draft"]:
+        """What a session drafts greedily after each of them."""
+        return session_drafts(self.drafter, self.probe, self.starts)
+
+    @cached_property
+    def clear(self) -> list[bool]:
+        """Whether each first token is so likely that rounding cannot change the choice."""
+        generator = torch.Generator().manual_seed(0)
+        session, known, clear = self.drafter.new_session(), 0, []
+        ids = self.probe.input_ids.to(self.probe.states.aux.device)
+        for at in self.starts:
+            states, confirmed = self.probe.states.aux[known:at], ids[known + 1 : at + 1]
+            drawn = session.propose(states, confirmed, temperature=1.0, generator=generator)
+            known = at
+            if drawn.probabilities is None:
+                clear.append(False)
+                continue
+            first, second = drawn.probabilities[0].float().topk(2).values.tolist()
+            clear.append(first > _CLEAR * second)
+        return clear
 
 
 def starts_of(drafter: Drafter[Any], probe: Probe) -> list[int]:
@@ -41,26 +83,3 @@ def session_drafts(
     if not drafts:
         return torch.empty((0, drafter.num_draft_tokens), dtype=torch.int64)
     return torch.stack(drafts)
-
-
-def is_clear(drafter: Drafter[Any], probe: Probe, at: int) -> bool:
-    """Whether the first token after `at` is so likely that rounding cannot change the choice."""
-    distribution = first_distribution(drafter, probe, at)
-    if distribution is None:
-        return False
-    first, second = distribution.topk(2).values.tolist()
-    return first > _CLEAR * second
-
-
-def first_distribution(
-    drafter: Drafter[Any], probe: Probe, at: int
-) -> Float[Tensor, "vocab"] | None:
-    """Return what the first token after `at` is drawn from at temperature 1."""
-    ids = probe.input_ids.to(probe.states.aux.device)
-    drawn: Proposal = drafter.new_session().propose(
-        probe.states.aux[:at],
-        ids[1 : at + 1],
-        temperature=1.0,
-        generator=torch.Generator().manual_seed(0),
-    )
-    return None if drawn.probabilities is None else drawn.probabilities[0].float().cpu()

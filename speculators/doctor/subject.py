@@ -14,6 +14,7 @@ from torch import Tensor
 from speculators.algorithms.base import Drafter
 from speculators.conversion.folders import Content
 from speculators.data.template import VerifierTokenizer
+from speculators.doctor.drafting import ProbeDrafts
 from speculators.doctor.engine import EngineAnswers
 from speculators.doctor.probe import Probe
 from speculators.doctor.recording import Recording
@@ -60,6 +61,13 @@ class Subject:
         if self.own is None:
             return []
         return [self.own(probe.input_ids) for probe in self.probes]
+
+    @cached_property
+    def drafts(self) -> list[ProbeDrafts]:
+        """What is drafted along each probe; nothing without a drafter."""
+        if self.drafter is None:
+            return []
+        return [ProbeDrafts(self.drafter, probe) for probe in self.probes]
 
     @property
     def unrecorded(self) -> str:

@@ -121,7 +121,8 @@ def checkpoint(built: Drafter[Any], folder: Path, dtype: FloatType = FloatType.f
         subject.own, folder, print,
     )  # fmt: skip
     return reread(
-        dataclasses.replace(subject, live=None, recorded=doctor.record(built)), read_content(folder)
+        dataclasses.replace(subject, live=None, recorded=doctor.record(built, subject.drafts)),
+        read_content(folder),
     )
 
 

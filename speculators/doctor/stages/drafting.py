@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from speculators.algorithms.base import Drafter
 from speculators.doctor.causes import LEAKING_MASK, OTHER_FORWARD
-from speculators.doctor.drafting import is_clear, session_drafts, starts_of
+from speculators.doctor.drafting import ProbeDrafts
 from speculators.doctor.finding import Finding, Stage
-from speculators.doctor.probe import Probe
 from speculators.doctor.subject import Subject
 
 STAGE = Stage(
@@ -32,13 +28,11 @@ def check(subject: Subject) -> Finding:
         return STAGE.unchecked("there is no drafter to run")
     equal = counted = 0
     first = ""
-    for number, probe in enumerate(subject.probes):
-        starts = starts_of(drafter, probe)
-        expected = session_drafts(drafter, probe, starts)
-        row = probe.row()
+    for number, drafts in enumerate(subject.drafts):
+        row, starts = drafts.probe.row(), drafts.starts
         at = torch.tensor(starts, dtype=torch.int64, device=row.input_ids.device)
-        counts = comparable(subject, drafter, probe, starts)
-        wrong = (drafter.draft(row, at).cpu() != expected) & counts
+        counts = comparable(drafts, exact=subject.is_exact)
+        wrong = (drafter.draft(row, at).cpu() != drafts.tokens) & counts
         counted += int(counts.sum())
         equal += int((counts & ~wrong).sum())
         if not first and bool(wrong.any()):
@@ -63,15 +57,11 @@ def check(subject: Subject) -> Finding:
     )
 
 
-def comparable(
-    subject: Subject, drafter: Drafter[Any], probe: Probe, starts: list[int]
-) -> Bool[Tensor, "start draft"]:
+def comparable(drafts: ProbeDrafts, *, exact: bool) -> Bool[Tensor, "start draft"]:
     """Mark drafted tokens that both ways must agree on: all in fp32, else clear first ones."""
-    counts = torch.zeros(len(starts), drafter.num_draft_tokens, dtype=torch.bool)
-    if subject.is_exact:
-        return ~counts
-    clear = [is_clear(drafter, probe, at) for at in starts]
-    counts[:, 0] = torch.tensor(clear, dtype=torch.bool)
+    counts = torch.full_like(drafts.tokens, exact, dtype=torch.bool)
+    if not exact:
+        counts[:, 0] = torch.tensor(drafts.clear, dtype=torch.bool)
     return counts
 
 
@@ -81,7 +71,7 @@ def _sees_ahead(subject: Subject) -> str:
     if drafter is None:
         return ""
     none = torch.empty(0, dtype=torch.int64)
-    starts = starts_of(drafter, probe)[:1]
+    starts = subject.drafts[0].starts[:1]
     rows = [probe.continued(at, none, 1, value) for at in starts for value in (3.0, -5.0)]
     at = torch.tensor(starts, dtype=torch.int64, device=probe.states.aux.device)
     drafts = [drafter.draft(row, at) for row in rows]

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from speculators.algorithms.base import Drafter, Output, StepContext
 from speculators.doctor.causes import LEAKING_MASK, OTHER_FORWARD, SHIFTED_LABELS
-from speculators.doctor.drafting import session_drafts, starts_of
 from speculators.doctor.finding import Finding, Stage
 from speculators.doctor.probe import Probe
 from speculators.doctor.stages.drafting import FEWEST_EQUAL, NOTHING_CLEAR, comparable
@@ -30,7 +29,6 @@ STAGE = Stage(
     "training pass",
     "the training pass finds a session's own drafts right and others wrong, whatever states follow",
 )
-_PLACES = 2
 _STATES = (3.0, -5.0)
 _SAME_LOSS, _COARSE_LOSS = 1e-5, 1e-3
 
@@ -75,7 +73,7 @@ class _Case:
 
 
 def check(subject: Subject) -> Finding:
-    """Hold the training pass against drafting, at a few positions of every probe."""
+    """Hold the training pass against drafting, in one draft of every probe."""
     drafter = subject.drafter
     if drafter is None or not subject.probes:
         return STAGE.unchecked("there is no drafter to run")
@@ -88,13 +86,21 @@ def check(subject: Subject) -> Finding:
 
 
 def _cases(subject: Subject, drafter: Drafter[Any]) -> Iterator[_Case]:
-    for number, probe in enumerate(subject.probes):
-        starts = starts_of(drafter, probe)[:_PLACES]
-        drafts = session_drafts(drafter, probe, starts)
-        counts = comparable(subject, drafter, probe, starts)
-        for at, drafted, slots in zip(starts, drafts, counts, strict=True):
-            compared = (slots.nonzero().flatten() + 1).tolist()
-            yield _Case(drafter, subject.head, number, probe, at, drafted, compared)
+    for number, drafts in enumerate(subject.drafts):
+        counts = comparable(drafts, exact=subject.is_exact)
+        if not drafts.starts:
+            continue
+        # One draft of each probe, ever further along: each costs as many passes as it has slots.
+        which = number % len(drafts.starts)
+        yield _Case(
+            drafter,
+            subject.head,
+            number,
+            drafts.probe,
+            drafts.starts[which],
+            drafts.tokens[which],
+            (counts[which].nonzero().flatten() + 1).tolist(),
+        )
 
 
 def _agreement(subject: Subject, cases: list[_Case]) -> Finding:
