@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from speculators.evaluation.engine_metrics import DraftCounters
 from speculators.hidden_states.online.client import VllmClient
+from speculators.hidden_states.online.completions import Ask
 from speculators.hidden_states.online.streaming import Streamed
 
 SPEED_DEFINITION = (
@@ -21,15 +22,6 @@ SPEED_DEFINITION = (
     "and order for both servers, no cached prefixes shared between measurements"
 )
 """Written beside every speed of a server."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """One request of a measurement: a prompt's tokens and the longest answer."""
-
-    input_ids: list[int]
-    room: int
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -121,11 +113,9 @@ async def measure(
     client: VllmClient,
     url: str,
     model: str,
-    questions: Sequence[Question],
+    questions: Sequence[Ask],
     *,
     concurrency: int,
-    temperature: float,
-    stop_ids: Sequence[int],
     salt: str,
 ) -> Speed:
     """Ask all questions, `concurrency` at a time.
@@ -136,8 +126,6 @@ async def measure(
         model: name of the model there.
         questions: what is asked, in order.
         concurrency: requests at once.
-        temperature: 0 is greedy.
-        stop_ids: tokens that end an answer.
         salt: measurements of different salts share no cached prefix.
 
     Raises:
@@ -148,14 +136,8 @@ async def measure(
 
     async def work() -> None:
         for number, question in waiting:
-            answers[number] = await client.stream(
-                *(url, model, question.input_ids),
-                max_new_tokens=question.room,
-                temperature=temperature,
-                seed=question.seed,
-                stop_ids=stop_ids,
-                cache_salt=f"{salt}-{number}",
-            )
+            salted = replace(question, cache_salt=f"{salt}-{number}")
+            answers[number] = await client.stream(url, model, salted)
 
     began = time.perf_counter()
     async with asyncio.TaskGroup() as tasks:

@@ -20,7 +20,7 @@ from speculators.errors import DataError, HiddenStateError, LaunchError
 from speculators.evaluation.acceptance import Acceptance
 from speculators.evaluation.comparison import find_mismatch
 from speculators.evaluation.engine_metrics import DraftCounters
-from speculators.evaluation.load import SPEED_DEFINITION, Level, Question, Speed, measure
+from speculators.evaluation.load import SPEED_DEFINITION, Level, Speed, measure
 from speculators.evaluation.progress import DecodingProgress
 from speculators.evaluation.prompts import Prompt
 from speculators.evaluation.result import (
@@ -32,6 +32,7 @@ from speculators.evaluation.result import (
 from speculators.evaluation.slices import PromptRow
 from speculators.evaluation.verifier import CachedVerifier, PromptTokenizer
 from speculators.hidden_states.online.client import ServedModel, VllmClient, base_url
+from speculators.hidden_states.online.completions import Ask
 from speculators.hidden_states.online.failures import AttemptError
 from speculators.hidden_states.online.streaming import Streamed
 
@@ -60,10 +61,10 @@ class _Served:
 
     prompt: Prompt
     prompt_ids: list[list[int]] = field(default_factory=list)
+    asked: list[Ask] = field(default_factory=list)
     answers: list[tuple[int, ...]] = field(default_factory=list)
     counts: list[DraftCounters] = field(default_factory=list)
     streamed: list[Streamed] = field(default_factory=list)
-    rooms: list[int] = field(default_factory=list)
     plain: list[Streamed] = field(default_factory=list)
 
     @property
@@ -149,10 +150,6 @@ class _Run:
     version: str = ""
     levels: list[Level] = field(default_factory=list)
 
-    @property
-    def stop_ids(self) -> list[int]:
-        return sorted(self.tokenizer.end_of_turn_ids)
-
     async def all(self, prompts: Sequence[Prompt], console: Console | None) -> list[_Served]:
         url, client = base_url(self.endpoint), VllmClient(_TIMEOUT_SECONDS)
         try:
@@ -182,11 +179,7 @@ class _Run:
     ) -> None:
         """Ask the same turns again, as many at once as asked for, of both servers."""
         plain_url, plain_model = await self._baseline(client)
-        questions = [
-            Question(ids, room, self.seed)
-            for one in done
-            for ids, room in zip(one.prompt_ids, one.rooms, strict=True)
-        ]
+        questions = [ask for one in done for ask in one.asked]
         for concurrency in sorted({1, *self.config.concurrency}):
             if concurrency > len(questions):
                 raise LaunchError(
@@ -198,8 +191,6 @@ class _Run:
                 return await measure(
                     *(client, address, name, questions),
                     concurrency=at_once,
-                    temperature=self.config.temperature,
-                    stop_ids=self.stop_ids,
                     salt=f"{kind}-{at_once}",
                 )
 
@@ -243,19 +234,17 @@ class _Run:
         texts: list[str] = []
         for _ in one.prompt.turns:
             ids = self._prompt_ids(one.prompt, texts)
-            room = self._room(ids, one.prompt, model)
-            written = await client.stream(
-                url,
-                model.name,
+            ask = Ask(
                 ids,
-                max_new_tokens=room,
-                temperature=self.config.temperature,
-                seed=self.seed,
-                stop_ids=self.stop_ids,
-                cache_salt=f"acceptance-{one.prompt.suite}-{one.prompt.prompt_id}",
+                self._room(ids, one.prompt, model),
+                self.config.temperature,
+                self.seed,
+                sorted(self.tokenizer.end_of_turn_ids),
+                f"acceptance-{one.prompt.suite}-{one.prompt.prompt_id}",
             )
+            written = await client.stream(url, model.name, ask)
+            one.asked.append(ask)
             one.streamed.append(written)
-            one.rooms.append(room)
             after = await self._settled(client, url, before, len(written.token_ids))
             one.prompt_ids.append(ids)
             one.answers.append(tuple(written.token_ids))
