@@ -26,6 +26,7 @@ from speculators.doctor.subject import Subject
 from speculators.errors import CheckpointError, ConfigError, LaunchError
 from speculators.evaluation.evaluate import evaluate
 from speculators.evaluation.prompts import Prompt, read_prompts
+from speculators.evaluation.result import EvaluationResult
 from speculators.evaluation.served import evaluate_served
 from speculators.launch.evaluate import (
     FROM_CHECKPOINT,
@@ -197,10 +198,15 @@ class CheckpointExamination:
             raise LaunchError(
                 str(error).replace("evaluation.endpoint", "doctor.endpoint")
             ) from None
-        here = evaluate(
-            *(verifier.model(), drafter, verifier.tokenizer, prompts, decoding),
-            seed=self._config.seed,
-            console=self._console,
-        )
+
+        def decoded() -> EvaluationResult:
+            return evaluate(
+                *(verifier.model(), drafter, verifier.tokenizer, prompts, decoding),
+                seed=self._config.seed,
+                console=self._console,
+            )
+
+        here = decoded()
         served = answers.result(here, verifier.model())
-        return EngineAnswers(str(served.settings["engine"]), served, here)
+        name = str(served.settings["engine"])
+        return EngineAnswers(name, served, here, lambda: decoded().acceptance)
