@@ -55,7 +55,8 @@ class CheckpointExamination:
     """
 
     def __init__(self, config: Config, console: Console) -> None:
-        self.folder = Path(config.checkpoint or "").expanduser().resolve()
+        self._asked = Path(config.checkpoint or "").expanduser()
+        self.folder = self._asked.resolve()
         self._serving = read_serving_config(self.folder)
         self._console = console
         self._served_template = config.verifier.template
@@ -189,7 +190,7 @@ class CheckpointExamination:
         try:
             answers = evaluate_served(
                 settings.endpoint,
-                expected_server(self.folder, content.config, verifier.spec),
+                expected_server(self._asked, content.config, verifier.spec),
                 *(verifier.tokenizer, prompts, decoding),
                 seed=self._config.seed,
                 console=self._console,

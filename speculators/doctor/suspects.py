@@ -87,8 +87,6 @@ def find_culprit(
 ) -> Suspect | None:
     """Return the first suspect that gives the engine's counters, request by request.
 
-    Two tokens of equal likelihood may swap places by rounding, so one request of four may differ.
-
     Args:
         drafter: drafts here.
         served: what the engine counted.
@@ -96,9 +94,17 @@ def find_culprit(
     """
     for suspect in suspects(drafter):
         with suspect.planted(drafter):
-            if num_equal(served, again()) >= served.num_prompts - served.num_prompts // 4:
+            if same_counters(served, again()):
                 return suspect
     return None
+
+
+def same_counters(served: Acceptance, here: Acceptance) -> bool:
+    """Return whether both drafted alike.
+
+    Two tokens of equal likelihood may swap places by rounding, so one request of four may differ.
+    """
+    return num_equal(served, here) >= served.num_prompts - served.num_prompts // 4
 
 
 def num_equal(served: Acceptance, here: Acceptance) -> int:
