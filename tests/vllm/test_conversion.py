@@ -44,12 +44,13 @@ def test_served_from_each_layout(layout: str, vllm: str, folder: Path, tmp_path:
     }
     beside = [str(tiny.folder()), "--speculative-config", json.dumps(drafting)]
     counted = []
-    for number, served in enumerate(([str(own)], beside, [str(back)])):
+    sides = ((own, [str(own)]), (own, beside), (back, [str(back)]))
+    for number, (checkpoint, served) in enumerate(sides):
         port = free_port()
         command = [vllm, "serve", *served, "--host", "127.0.0.1", "--port", str(port)]
         command += ["--dtype", "float32", "--enforce-eager"]
         with running(command, port, tmp_path / f"log_{number}") as url:
-            overrides = [f"checkpoint={own}", f"evaluation.endpoint={url}", cache]
+            overrides = [f"checkpoint={checkpoint}", f"evaluation.endpoint={url}", cache]
             overrides += [f"evaluation.num_prompts={NUM_PROMPTS}", "evaluation.max_new_tokens=96"]
             overrides += [f"output_dir={tmp_path / f'evaluation_{number}'}"]
             found = evaluate.run(compose("evaluate", overrides))
