@@ -113,7 +113,8 @@ class DFlashDrafter(DFlashNetwork, Drafter[DFlashConfig]):
         and there is no noise.
         """
         row = HostRow.of(batch)
-        layout = self._layout(row, self._choose_anchors(batch, row, step))
+        anchors = self._choose_anchors(batch, row, step)
+        layout = self._layout(row, anchors, self.config.max_anchors)
         plan = plan_slots(
             row, layout, self.draft_ids, skip_unreachable=skips_unreachable(self.config)
         )
@@ -154,7 +155,7 @@ class DFlashDrafter(DFlashNetwork, Drafter[DFlashConfig]):
         size = self.config.block_size
         drafted = []
         for chunk in starts.cpu().split(max(1, _DRAFT_SLOTS // size)):
-            layout = self._layout(row, chunk)
+            layout = self._layout(row, chunk, _DRAFT_SLOTS // size)
             keep = torch.arange(len(chunk) * size).view(-1, size)[:, 1:].flatten()
             states = batch.aux[: layout.sequence_length]
             hidden = self._hidden(states, batch.input_ids, layout, keep)
@@ -205,7 +206,9 @@ class DFlashDrafter(DFlashNetwork, Drafter[DFlashConfig]):
         right = inside & same & row.loss_mask[target] & (row.input_ids[target] == drafted)
         return dict(zip(starts.tolist(), right.cumprod(-1).sum(-1).tolist(), strict=True))
 
-    def _layout(self, row: HostRow, anchors: Int[Tensor, "anchor"]) -> BlockLayout:
+    def _layout(
+        self, row: HostRow, anchors: Int[Tensor, "anchor"], most_blocks: int
+    ) -> BlockLayout:
         """Return the blocks, filled up; on a CPU the row ends where nothing is visible any more."""
         device = self.lm_head.weight.device
         size, length = self.config.block_size, len(row.document_ids)
@@ -216,7 +219,12 @@ class DFlashDrafter(DFlashNetwork, Drafter[DFlashConfig]):
             needed = int(anchors[-1]) + 1 if len(anchors) else 1
             length = min(length, -(-needed // _CONTEXT_MULTIPLE) * _CONTEXT_MULTIPLE)
         return BlockLayout(
-            filled, len(anchors), row.document_ids[:length], row.position_ids[:length], size
+            filled,
+            len(anchors),
+            row.document_ids[:length],
+            row.position_ids[:length],
+            size,
+            most_blocks=most_blocks,
         )
 
     def _hidden(

@@ -185,7 +185,12 @@ class Eagle3Drafter(Eagle3Network, Drafter[Eagle3Config]):
             needed = int(starts[-1]) + 1 if len(starts) else 1
             length = min(length, -(-needed // _ROW_MULTIPLE) * _ROW_MULTIPLE)
         return BlockLayout(
-            filled, len(starts), row.document_ids[:length], row.position_ids[:length], 1
+            filled,
+            len(starts),
+            row.document_ids[:length],
+            row.position_ids[:length],
+            1,
+            most_blocks=length,
         )
 
     def _chains(

@@ -94,7 +94,7 @@ class PEagleDrafter(PEagleNetwork, Drafter[PEagleConfig]):
             starts = random_anchors(candidates, config.max_anchors, step.generator("anchors"))
         else:
             starts = even_anchors(candidates, row.document_ids, config.max_anchors)
-        layout = self._layout(row, starts)
+        layout = self._layout(row, starts, config.max_anchors)
         size = config.num_draft_tokens
         plan = plan_slots(
             row,
@@ -138,7 +138,7 @@ class PEagleDrafter(PEagleNetwork, Drafter[PEagleConfig]):
         """Draft a block after each of `starts`, see `Drafter.draft`."""
         if not len(starts):
             return starts.new_empty((0, self.num_draft_tokens))
-        layout = self._layout(HostRow.of(batch), starts.cpu())
+        layout = self._layout(HostRow.of(batch), starts.cpu(), len(batch.input_ids))
         hidden = self._blocks(batch.aux, batch, layout)[: len(starts)]
         return self.most_likely(hidden.flatten(0, 1)).view(hidden.shape[:2])
 
@@ -164,11 +164,13 @@ class PEagleDrafter(PEagleNetwork, Drafter[PEagleConfig]):
         """Return the trained weights, and head and maps where the vocabulary is reduced."""
         return {name: p.detach() for name, p in self.named_parameters()} | self.saved_tables()
 
-    def _layout(self, row: HostRow, starts: Int[Tensor, "start"]) -> BlockLayout:
+    def _layout(self, row: HostRow, starts: Int[Tensor, "start"], most_blocks: int) -> BlockLayout:
         size = self.config.num_draft_tokens
         accelerated = self.fc.weight.device.type != "cpu"
         filled = fill_anchors(starts, self.config.max_anchors, size, on_accelerator=accelerated)
-        return BlockLayout(filled, len(starts), row.document_ids, row.position_ids, size)
+        return BlockLayout(
+            filled, len(starts), row.document_ids, row.position_ids, size, most_blocks=most_blocks
+        )
 
     def _blocks(
         self,
