@@ -1,7 +1,7 @@
 """Steps of an algorithm with and without `torch.compile`, in a process of its own.
 
-The checks of annotations that tests install cannot be traced. Prints JSON: the steps, or why nothing
-can be compiled here.
+The checks of annotations that tests install cannot be traced. Prints JSON: the steps, or why
+nothing can be compiled here.
 """
 
 from __future__ import annotations
