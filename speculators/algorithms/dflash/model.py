@@ -17,7 +17,7 @@ from speculators.algorithms.anchors import (
     random_anchors,
     walk_anchors,
 )
-from speculators.algorithms.base import Drafter, DraftSession, Output, StepContext
+from speculators.algorithms.base import DraftSession, Output, StepContext
 from speculators.algorithms.conventions import Conventions
 from speculators.algorithms.cost import StepCost, Workload
 from speculators.algorithms.dflash import resolve as resolving
@@ -31,6 +31,7 @@ from speculators.algorithms.dflash.start import copy_layers
 from speculators.algorithms.metrics import training_metrics
 from speculators.algorithms.noise import noisy
 from speculators.algorithms.objective import labelled, on_grid, skips_unreachable, slot_losses
+from speculators.algorithms.served import ServedDrafter
 from speculators.algorithms.slots import HostRow, SlotPlan, plan_slots
 from speculators.attention.backend import prepare_attention
 from speculators.attention.layout import BlockLayout
@@ -47,7 +48,7 @@ _DRAFT_SLOTS = 4096
 _CONTEXT_MULTIPLE = 64
 
 
-class DFlashDrafter(DFlashNetwork, Drafter[DFlashConfig]):
+class DFlashDrafter(DFlashNetwork, ServedDrafter[DFlashConfig]):
     """Drafts a block in one pass: [newest token, MASK, ...] over the verifier's earlier states.
 
     Args:
@@ -60,6 +61,7 @@ class DFlashDrafter(DFlashNetwork, Drafter[DFlashConfig]):
     """
 
     speculators_model_type: ClassVar[str] = "dflash"
+    contract: ClassVar[Any] = serving
     free_serving_keys: ClassVar[frozenset[str]] = frozenset({"block_size"})
 
     def __init__(
@@ -134,11 +136,6 @@ class DFlashDrafter(DFlashNetwork, Drafter[DFlashConfig]):
             mask_token_id=self.config.mask_token_id,
         )
 
-    @classmethod
-    def served_conventions(cls, config: dict[str, Any]) -> Conventions:
-        """Return what vLLM makes of a `config.json`, see `Drafter.served_conventions`."""
-        return serving.engine_conventions(config)
-
     def step_cost(self, work: Workload) -> StepCost:
         """Count from sizes, see `Drafter.step_cost`."""
         sizes, terms = LayerSizes.of(self.config, self.spec), self.config.loss.active()
@@ -166,19 +163,6 @@ class DFlashDrafter(DFlashNetwork, Drafter[DFlashConfig]):
     def new_session(self) -> DraftSession:
         """Start drafting along one sequence, see `Drafter.new_session`."""
         return DFlashSession(self)
-
-    def serving_config(self) -> dict[str, Any]:
-        """Return `config.json`; `dtype` is that of serving, the writer knows that of the file."""
-        return serving.serving_config(self.config, self.spec)
-
-    @classmethod
-    def config_from_serving(cls, config: dict[str, Any]) -> DFlashConfig:
-        """Rebuild the settings, see `Drafter.config_from_serving`."""
-        return serving.config_from_serving(config)
-
-    def saved_tensors(self) -> dict[str, Tensor]:
-        """Return the trained weights, and head and maps where the vocabulary is reduced."""
-        return {name: p.detach() for name, p in self.named_parameters()} | self.saved_tables()
 
     def _choose_anchors(
         self, batch: PackedBatch, row: HostRow, step: StepContext
