@@ -111,7 +111,7 @@ def fill_anchors(
 ) -> Int[Tensor, "filled"]:
     """Fill up with blocks that count for nothing to a number of blocks that recurs.
 
-    On an accelerator every number is a compiled shape, so there are at most eight; on a CPU the
+    On an accelerator there are at most eight numbers, so that freed memory fits again; on a CPU the
     slots become a multiple of what fast products want. There is always at least one block, so that
     a row without candidates takes the same path, with zero weight.
     """
