@@ -33,6 +33,7 @@ KEYS_AND_TYPES = {
     "block_size=4": "no such key: did you mean speculator.block_size?",
     "lr=1": "no such key: did you mean optimizer.lr?",
     "speculater.block_size=4": "no such key: did you mean speculator.block_size?",
+    "speculator=eagle": "no such choice: did you mean eagle3?",
     "verifer=tiny": "no such key: did you mean verifier?",
     "experimnt=x": "no such key: did you mean experiment?",
     "speculator.loss.zz=1": "no such key: speculator.loss has "
