@@ -33,7 +33,6 @@ KEYS_AND_TYPES = {
     "block_size=4": "no such key: did you mean speculator.block_size?",
     "lr=1": "no such key: did you mean optimizer.lr?",
     "speculater.block_size=4": "no such key: did you mean speculator.block_size?",
-    "speculator=eagle": "no such choice: did you mean eagle3?",
     "verifer=tiny": "no such key: did you mean verifier?",
     "experimnt=x": "no such key: did you mean experiment?",
     "speculator.loss.zz=1": "no such key: speculator.loss has "
@@ -122,6 +121,11 @@ def test_eagle3_settings_that_exclude_each_other(overrides: list[str], line: str
 @pytest.mark.parametrize("mistakes", [KEYS_AND_TYPES, CHOICES, VALUES, OTHERS])
 def test_every_mistake_is_one_line(mistakes: dict[str, str]) -> None:
     assert sorted(problems(*mistakes)) == sorted(f"{o}: {text}" for o, text in mistakes.items())
+
+
+def test_a_choice_that_goes_on_as_typed_is_meant_first() -> None:
+    (line,) = problems("speculator=eagle")
+    assert line.startswith("speculator=eagle: no such choice: did you mean eagle3? ")
 
 
 def test_an_unreadable_override_is_named() -> None:
