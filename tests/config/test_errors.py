@@ -84,10 +84,10 @@ OTHERS = {
 EAGLE3 = {
     "speculator.block_size=8": "no such key: speculator has name, num_layers, target_layer_ids, "
     "draft_vocab_size, init, from_pretrained, pretrained_verifier, forecast_steps, loss, "
-    "ce_labels, input_noise, sliding_window, num_attention_heads, num_key_value_heads, head_dim, "
-    "intermediate_size, rope_theta, layer_type, "
+    "ce_labels, input_noise, activation_checkpointing, sliding_window, num_attention_heads, "
+    "num_key_value_heads, head_dim, intermediate_size, rope_theta, layer_type, "
     "norm_before_residual, norm_before_fc, train_lm_head, num_draft_tokens, ttt_steps, ttt_decay, "
-    "ttt_tokens, fc_norm, norm_output, activation_checkpointing",
+    "ttt_tokens, fc_norm, norm_output",
     "speculator.ttt_steps=0": "must be 1 or more",
     "speculator.ttt_decay=0.0": "must be greater than 0",
     "speculator.layer_type=gpt2": "must be one of llama, qwen3, or null",
