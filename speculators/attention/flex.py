@@ -46,7 +46,9 @@ def flex_block_attention(
 
 def _heads_first(x: Tensor, length: int) -> Tensor:
     """Fill up with zeros, and bring heads before tokens."""
-    return torch.nn.functional.pad(x, (0, 0, 0, 0, 0, length - x.shape[0])).transpose(0, 1)[None]
+    if length > x.shape[0]:
+        x = torch.cat([x, x.new_zeros(length - x.shape[0], *x.shape[1:])])
+    return x.transpose(0, 1)[None]
 
 
 @cache

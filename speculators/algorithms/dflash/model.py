@@ -14,6 +14,7 @@ from speculators.algorithms.anchors import (
     anchor_candidates,
     even_anchors,
     fill_anchors,
+    fixed_anchors,
     random_anchors,
     walk_anchors,
 )
@@ -174,6 +175,8 @@ class DFlashDrafter(DFlashNetwork, ServedDrafter[DFlashConfig]):
         generator = step.generator("anchors")
         if self.config.anchor_strategy is AnchorStrategy.random:
             return random_anchors(candidates, budget, generator)
+        if self.config.anchor_strategy is AnchorStrategy.fixed:
+            return fixed_anchors(candidates, row.document_ids, budget, size, generator)
         starts = candidates.nonzero().flatten()
         if not len(starts):
             return starts
