@@ -196,7 +196,7 @@ def test_every_hub_preset_has_a_stand_in() -> None:
     choices = group_choices()["data"]
     own = {"tiny", "jsonl", "hf", "mixture"}
     files = {name: OmegaConf.load(config_folder() / "data" / f"{name}.yaml") for name in choices}
-    mixtures = {name for name, file in files.items() if file.get("sources")}
+    mixtures = {name for name, file in files.items() if OmegaConf.select(file, "sources")}
     assert set(choices) - own - mixtures == set(STAND_INS)
 
 
