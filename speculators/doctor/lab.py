@@ -1,10 +1,15 @@
-"""Tests on the best checkpoint of a run: what tells one cause of low acceptance from another."""
+"""Tests on checkpoints of a run: what tells one cause of low acceptance from another.
+
+Decoding is that of the best checkpoint. What training said in the end is held against the newest: a
+run that has gone wrong since its best has another drafter by then.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,11 +32,12 @@ _PROMPTS = 8
 
 
 class Lab:
-    """One checkpoint, its verifier, and samples of both sides of the split.
+    """Two checkpoints, their verifier, and samples of both sides of the split.
 
     Args:
         config: of the command: `doctor.num_samples` and `seed` are used.
-        examination: of the checkpoint.
+        examination: of the best checkpoint.
+        newest: the newest checkpoint, which may be the same.
         data: what the run was trained on.
         console: shows progress.
     """
@@ -40,16 +46,17 @@ class Lab:
         self,
         config: Config,
         examination: CheckpointExamination,
+        newest: Path,
         data: PreparedData,
         console: Console,
     ) -> None:
-        self._config, self._examination = config, examination
+        self._config, self._examination, self._newest = config, examination, newest
         self.data, self._console = data, console
         self.verifier = examination.verifier
 
     @property
     def drafter(self) -> Drafter[Any]:
-        """The checkpoint's drafter.
+        """The best checkpoint's drafter.
 
         Raises:
             ValueError: it could not be read; the examination says why.
@@ -58,6 +65,16 @@ class Lab:
         if drafter is None:
             raise ValueError("no drafter")
         return drafter
+
+    @cached_property
+    def newest(self) -> Drafter[Any]:
+        """The newest checkpoint's drafter.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        same = self._newest.resolve() == self._examination.folder
+        return self.drafter if same else self._examination.read(self._newest)
 
     @cached_property
     def held_out(self) -> list[PackedBatch]:
@@ -82,13 +99,13 @@ class Lab:
         return [self._row(sample, layer_ids) for sample in chosen]
 
     def length(self, rows: Sequence[PackedBatch]) -> float:
-        """Return the acceptance length of a walk along rows."""
-        return self.walk(rows).length
+        """Return the acceptance length of the best drafter's walk along rows."""
+        return self.walk(self.drafter, rows).length
 
-    def walk(self, rows: Sequence[PackedBatch]) -> Acceptance:
+    def walk(self, drafter: Drafter[Any], rows: Sequence[PackedBatch]) -> Acceptance:
         """Walk along rows as decoding walks."""
         return acceptance_walk(
-            self.drafter,
+            drafter,
             self.verifier.head(),
             rows,
             end_of_turn_ids=self.verifier.tokenizer.end_of_turn_ids,
@@ -96,13 +113,18 @@ class Lab:
 
     @cached_property
     def walked_held_out(self) -> Acceptance:
-        """The walk along held-out rows."""
-        return self.walk(self.held_out)
+        """The best drafter's walk along held-out rows."""
+        return self.walk(self.drafter, self.held_out)
 
     @cached_property
-    def walked_trained_on(self) -> Acceptance:
-        """The walk along training rows."""
-        return self.walk(self.trained_on)
+    def newest_held_out(self) -> Acceptance:
+        """The newest drafter's walk along held-out rows."""
+        return self.walk(self.newest, self.held_out)
+
+    @cached_property
+    def newest_trained_on(self) -> Acceptance:
+        """The newest drafter's walk along training rows."""
+        return self.walk(self.newest, self.trained_on)
 
     @cached_property
     def decoded(self) -> Acceptance:

@@ -21,7 +21,7 @@ def look(case: Case) -> Diagnosis | None:
         signature += f", best at step {case.validations[best]['step']}"
     if case.lab is None:
         return suspected(OVERFIT, signature, "not made: draft along training rows")
-    trained, held_out = case.lab.walked_trained_on.length, case.lab.walked_held_out.length
+    trained, held_out = case.lab.newest_trained_on.length, case.lab.newest_held_out.length
     if not _apart(trained, held_out):
         return None
     return confirmed(
