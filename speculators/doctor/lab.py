@@ -29,6 +29,8 @@ from speculators.launch.prompts_stage import held_out_prompts
 
 _ANSWER_TOKENS = 64
 _PROMPTS = 8
+_FIRST_TOKENS = 4
+"""A beginning of the text and the opening of a turn; no question fits in."""
 
 
 class Lab:
@@ -185,9 +187,10 @@ class Lab:
         return missed / max(count, 1)
 
     def supervised_prompts(self) -> float:
-        """Return the share of training samples whose very first token is supervised."""
+        """Return the share of training samples whose first few tokens are supervised."""
         number = min(self._config.doctor.num_samples, len(self.data.train))
-        return sum(bool(self.data.train[i].loss_mask[0]) for i in range(number)) / max(number, 1)
+        masks = (self.data.train[i].loss_mask[:_FIRST_TOKENS] for i in range(number))
+        return sum(bool(mask.any()) for mask in masks) / max(number, 1)
 
     def _row(self, sample: Sample, layer_ids: Sequence[int] | None) -> PackedBatch:
         """Return a sample as a row, cut where the run cut it already."""

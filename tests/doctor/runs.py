@@ -147,9 +147,9 @@ def as_messages(turns: Iterable[Turn]) -> dict[str, Any]:
 
 
 def all_supervised(world: World) -> list[str]:
-    """The verifier's own answers as token rows, whose mask mostly covers the prompts too.
+    """The verifier's own answers as token rows, whose mask leaves out only the first token.
 
-    Where it covers all of them, preparing the data stops.
+    Where it leaves out nothing, preparing the data stops.
     """
     config = world.config("dflash", SHORT)
     data = prepare_data(config, Verifier(config))
@@ -157,23 +157,22 @@ def all_supervised(world: World) -> list[str]:
     rows = [
         {
             "input_ids": sample.input_ids.tolist(),
-            "loss_mask": (sample.loss_mask | (i % 4 > 0)).int().tolist(),
+            "loss_mask": [0, *[1] * (len(sample) - 1)],
         }
-        for i, sample in enumerate(samples)
+        for sample in samples
     ]
     return ["data=jsonl", f"data.path={world.written('all_supervised', rows)}"]
 
 
 def of_other_people(world: World) -> list[str]:
-    """Right questions with answers in a style that the verifier does not have."""
+    """Good English in the verifier's own words, but never what it would say to this question."""
+    drawn = tiny_conversations(301)
     rows = []
-    for one in tiny_conversations(300):
-        turns = [
-            dataclasses.replace(turn, content=" ".join(reversed(turn.content.split())))
-            if turn.role == "assistant" else turn
-            for turn in one.turns
-        ]  # fmt: skip
-        rows.append(as_messages(turns))
+    for one, other in itertools.pairwise(drawn):
+        said = itertools.cycle(turn for turn in other.turns if turn.role == "assistant")
+        rows.append(
+            as_messages(next(said) if turn.role == "assistant" else turn for turn in one.turns)
+        )
     return ["data=jsonl", f"data.path={world.written('other_people', rows)}"]
 
 
@@ -206,15 +205,25 @@ def babble(world: World) -> list[str]:
     return [f"evaluation.prompts={world.written('babble', rows)}", "evaluation.max_new_tokens=128"]
 
 
+def long_prompts(world: World) -> list[str]:
+    """Conversations of many turns."""
+    turns = [prompt.turns for prompt in tiny_prompts(600, seed=5) if len(prompt.turns) > 4]
+    rows = [{"turns": [turn.content for turn in one if turn.role == "user"]} for one in turns]
+    return [f"evaluation.prompts={world.written('long', rows[:8])}"]
+
+
 add("all_ones", "a loss mask of ones", causes.ALL_ONES_MASK, data=all_supervised)
-add("off_policy", "answers of other people", causes.OFF_POLICY, data=of_other_people)
+add("off_policy", "answers to other questions", causes.OFF_POLICY, data=of_other_people)
 add("one_kind", "one kind of conversation", causes.UNEVEN_SLICES, data=one_kind)
 add("babble", "prompts of one word many times", causes.LOOPING_ANSWERS, data=babble)
 add(
     "overfit", "20 conversations, 150 times", causes.OVERFIT,
     "data.max_samples=20", "training.epochs=1000",
 )  # fmt: skip
-add("template", "trained on plain text", causes.WRONG_TEMPLATE, "verifier.template=plain")
+add(
+    "template", "trained on plain text", causes.WRONG_TEMPLATE,
+    "verifier.template=plain", "data.regenerate.enabled=false", "training.max_steps=40",
+)  # fmt: skip
 
 # ---- settings -------------------------------------------------------------------------------
 
@@ -225,8 +234,10 @@ add(
     "speculator=eagle3", "speculator.ttt_steps=1", "speculator.num_draft_tokens=5",
 )  # fmt: skip
 add(
-    "long", "rows of 48 tokens, answers of 192", causes.LONG_CONTEXTS,
-    "training.sequence_length=48", "speculator.max_anchors=16", "evaluation.max_new_tokens=192",
+    "long", "rows of 64 tokens, decoding of five turns", causes.LONG_CONTEXTS,
+    "training.sequence_length=64", "data.max_samples=600", "data.truncation=drop",
+    "training.accumulation_steps=4", "speculator=eagle3",
+    data=long_prompts,
 )  # fmt: skip
 
 # ---- optimizer ------------------------------------------------------------------------------
@@ -272,7 +283,7 @@ def leaking(patch: pytest.MonkeyPatch) -> None:
 
     def seeing(layout: BlockLayout, rule: Any) -> Any:
         first, end = bounds(layout, rule)
-        return first, end + 4
+        return first, (end + 4).clamp(max=len(layout.document_ids))
 
     patch.setattr(BlockLayout, "context_bounds", seeing)
 
@@ -331,8 +342,7 @@ def descending(model: Any, ids: list[int], states: HiddenStates, again: Any) -> 
 
 
 def normed(model: Any, ids: list[int], states: HiddenStates, again: Any) -> HiddenStates:
-    variance = states.last.pow(2).mean(-1, keepdim=True)
-    return dataclasses.replace(states, last=states.last / (variance + 1e-6).sqrt())
+    return dataclasses.replace(states, last=model._decoder.module.norm(states.last))
 
 
 add(

@@ -122,7 +122,10 @@ PLANTED: dict[str, tuple[Cause, dict[str, Any]]] = {
         causes.WRONG_LAYER_IDS,
         {
             "evaluation": {"acceptance_length": 1.1},
-            "lab": {"held_out_length": 1.1, "lengths": {"own": 1.1, "higher": 2.2, "lower": 1.0}},
+            "lab": {
+                "held_out_length": 1.1,
+                "lengths": {"own": 1.1, "higher": 2.2, "lower": 1.0, "descending": 1.0},
+            },
         },
     ),
     "layers in descending order": (

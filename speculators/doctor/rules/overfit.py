@@ -6,7 +6,9 @@ from speculators.doctor.case import Case
 from speculators.doctor.causes import OVERFIT
 from speculators.doctor.diagnosis import Diagnosis, Rule, confirmed, suspected
 
-_TIMES, _MORE = 1.5, 0.3
+_TIMES, _MORE = 2.0, 0.5
+"""Every drafter knows its training rows better: one of 135 conversations, after seven passes and
+still getting better, walks 1.83 along them and 1.52 along others."""
 
 
 def look(case: Case) -> Diagnosis | None:
