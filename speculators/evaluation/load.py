@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from speculators.evaluation.engine_metrics import DraftCounters
 from speculators.hidden_states.online.client import VllmClient
+from speculators.hidden_states.online.completions import Ask
 from speculators.hidden_states.online.streaming import Streamed
 
 SPEED_DEFINITION = (
@@ -24,15 +25,6 @@ SPEED_DEFINITION = (
 """Written beside every speed of a server."""
 
 _MOST_PARTS, _FEWEST_ROUNDS = 4, 2
-
-
-@dataclass(frozen=True)
-class Question:
-    """One request of a measurement: a prompt's tokens and the longest answer."""
-
-    input_ids: list[int]
-    room: int
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -130,7 +122,7 @@ class Level:
         return found
 
 
-def parts(questions: Sequence[Question], concurrency: int) -> list[Sequence[Question]]:
+def parts(questions: Sequence[Ask], concurrency: int) -> list[Sequence[Ask]]:
     """Split questions for servers that take turns, so that both meet the same drift of a machine.
 
     At most four parts, each of at least two rounds: a part ends with fewer requests at once, and
@@ -145,11 +137,9 @@ async def measure(
     client: VllmClient,
     url: str,
     model: str,
-    questions: Sequence[Question],
+    questions: Sequence[Ask],
     *,
     concurrency: int,
-    temperature: float,
-    stop_ids: Sequence[int],
     salt: str,
 ) -> Speed:
     """Ask all questions, `concurrency` at a time.
@@ -160,8 +150,6 @@ async def measure(
         model: name of the model there.
         questions: what is asked, in order.
         concurrency: requests at once.
-        temperature: 0 is greedy.
-        stop_ids: tokens that end an answer.
         salt: measurements of different salts share no cached prefix.
 
     Raises:
@@ -172,14 +160,8 @@ async def measure(
 
     async def work() -> None:
         for number, question in waiting:
-            answers[number] = await client.stream(
-                *(url, model, question.input_ids),
-                max_new_tokens=question.room,
-                temperature=temperature,
-                seed=question.seed,
-                stop_ids=stop_ids,
-                cache_salt=f"{salt}-{number}",
-            )
+            salted = replace(question, cache_salt=f"{salt}-{number}")
+            answers[number] = await client.stream(url, model, salted)
 
     began = time.perf_counter()
     async with asyncio.TaskGroup() as tasks:

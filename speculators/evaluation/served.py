@@ -20,14 +20,7 @@ from speculators.errors import DataError, HiddenStateError, LaunchError
 from speculators.evaluation.acceptance import Acceptance
 from speculators.evaluation.comparison import find_mismatch
 from speculators.evaluation.engine_metrics import DraftCounters
-from speculators.evaluation.load import (
-    SPEED_DEFINITION,
-    Level,
-    Question,
-    Speed,
-    measure,
-    parts,
-)
+from speculators.evaluation.load import SPEED_DEFINITION, Level, Speed, measure, parts
 from speculators.evaluation.progress import DecodingProgress
 from speculators.evaluation.prompts import Prompt
 from speculators.evaluation.result import (
@@ -39,6 +32,7 @@ from speculators.evaluation.result import (
 from speculators.evaluation.slices import PromptRow
 from speculators.evaluation.verifier import CachedVerifier, PromptTokenizer
 from speculators.hidden_states.online.client import ServedModel, VllmClient, base_url
+from speculators.hidden_states.online.completions import Ask
 from speculators.hidden_states.online.failures import AttemptError
 from speculators.hidden_states.online.streaming import Streamed
 
@@ -67,20 +61,15 @@ class _Served:
 
     prompt: Prompt
     prompt_ids: list[list[int]] = field(default_factory=list)
+    asked: list[Ask] = field(default_factory=list)
     answers: list[tuple[int, ...]] = field(default_factory=list)
     counts: list[DraftCounters] = field(default_factory=list)
     streamed: list[Streamed] = field(default_factory=list)
-    rooms: list[int] = field(default_factory=list)
     plain: list[Streamed] = field(default_factory=list)
 
     @property
     def seconds(self) -> float:
         return sum(answer.last_seconds for answer in self.streamed)
-
-    def questions(self, seed: int) -> list[Question]:
-        """Return its turns once more, each with the answers before it."""
-        turns = zip(self.prompt_ids, self.rooms, strict=True)
-        return [Question(ids, room, seed) for ids, room in turns]
 
     def row(self) -> PromptRow:
         """Describe it."""
@@ -159,10 +148,6 @@ class _Run:
     version: str = ""
     levels: list[Level] = field(default_factory=list)
 
-    @property
-    def stop_ids(self) -> list[int]:
-        return sorted(self.tokenizer.end_of_turn_ids)
-
     async def all(self, prompts: Sequence[Prompt], console: Console | None) -> list[_Served]:
         url, client = base_url(self.endpoint), VllmClient(_TIMEOUT_SECONDS)
         try:
@@ -178,9 +163,7 @@ class _Run:
                     one = _Served(prompt)
                     counters = await self._answer(client, url, model, one, counters)
                     if plain is not None:
-                        asked = await self._ask(
-                            client, plain, one.questions(self.seed), 1, len(done)
-                        )
+                        asked = await self._ask(client, plain, one.asked, 1, len(done))
                         one.plain = list(asked.answers)
                     done.append(one)
                     bar.advance(
@@ -197,7 +180,7 @@ class _Run:
         self, client: VllmClient, drafting: _Side, plain: _Side | None, done: Sequence[_Served]
     ) -> None:
         """Add up one request at a time, then ask the same turns, as many at once as asked for."""
-        questions = [question for one in done for question in one.questions(self.seed)]
+        questions = [ask for one in done for ask in one.asked]
         self.levels.append(self._one_at_a_time(done, plain is not None))
         for concurrency in sorted({1, *self.config.concurrency} - {1}):
             if concurrency > len(questions):
@@ -229,7 +212,7 @@ class _Run:
         self,
         client: VllmClient,
         side: _Side,
-        questions: Sequence[Question],
+        questions: Sequence[Ask],
         concurrency: int,
         part: int,
     ) -> Speed:
@@ -239,8 +222,6 @@ class _Run:
         asked = await measure(
             *(client, side.url, side.model, questions),
             concurrency=concurrency,
-            temperature=self.config.temperature,
-            stop_ids=self.stop_ids,
             salt=f"{side.kind}-{concurrency}-{part}",
         )
         if before is None:
@@ -272,19 +253,17 @@ class _Run:
         texts: list[str] = []
         for _ in one.prompt.turns:
             ids = self._prompt_ids(one.prompt, texts)
-            room = self._room(ids, one.prompt, model)
-            written = await client.stream(
-                url,
-                model.name,
+            ask = Ask(
                 ids,
-                max_new_tokens=room,
-                temperature=self.config.temperature,
-                seed=self.seed,
-                stop_ids=self.stop_ids,
-                cache_salt=f"acceptance-{one.prompt.suite}-{one.prompt.prompt_id}",
+                self._room(ids, one.prompt, model),
+                self.config.temperature,
+                self.seed,
+                sorted(self.tokenizer.end_of_turn_ids),
+                f"acceptance-{one.prompt.suite}-{one.prompt.prompt_id}",
             )
+            written = await client.stream(url, model.name, ask)
+            one.asked.append(ask)
             one.streamed.append(written)
-            one.rooms.append(room)
             after = await self._settled(client, url, before, len(written.token_ids))
             one.prompt_ids.append(ids)
             one.answers.append(tuple(written.token_ids))

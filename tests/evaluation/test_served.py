@@ -17,10 +17,11 @@ from speculators.config.schema import EvaluationConfig
 from speculators.errors import DataError, LaunchError
 from speculators.evaluation.decode import decode
 from speculators.evaluation.evaluate import evaluate
-from speculators.evaluation.load import Question, Speed, parts
+from speculators.evaluation.load import Speed, parts
 from speculators.evaluation.prompts import Prompt
 from speculators.evaluation.served import ServedAnswers, ServedCheckpoint, evaluate_served
 from speculators.evaluation.summary import summary_table
+from speculators.hidden_states.online.completions import Ask
 from speculators.hidden_states.online.streaming import Streamed
 from speculators.testing.fake_vllm import FakeVLLM
 from speculators.testing.toy_verifier import ToyVerifier
@@ -253,7 +254,7 @@ def test_servers_take_turns_so_that_a_slower_machine_slows_both(
     [(80, 1, [20] * 4), (80, 16, [40, 40]), (80, 64, [80]), (5, 2, [5]), (13, 3, [6, 7])],
 )
 def test_parts_keep_servers_busy(number: int, concurrency: int, sizes: list[int]) -> None:
-    questions = [Question([i], 1, 0) for i in range(number)]
+    questions = [Ask([i], 1) for i in range(number)]
     found = parts(questions, concurrency)
     assert [len(part) for part in found] == sizes
     assert [one for part in found for one in part] == questions
