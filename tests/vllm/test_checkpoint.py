@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from speculators.doctor import command
 from speculators.errors import CheckpointError, LaunchError
 from speculators.launch import evaluate, train
 from speculators.verifier import tiny
-from vllm.conftest import assert_same_drafts, free_port, running
+from vllm.conftest import assert_same_drafts, serving
 
 NUM_PROMPTS = 16
 
@@ -41,17 +40,9 @@ def checkpoint(folder: Path) -> Path:
     return folder / "run" / "checkpoints" / "checkpoint_best"
 
 
-@contextmanager
-def serving(vllm: str, what: Path, log: Path) -> Iterator[str]:
-    port = free_port()
-    options = ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager"]
-    with running([vllm, "serve", str(what), *options], port, log) as url:
-        yield url
-
-
 @pytest.fixture(scope="module")
 def server(vllm: str, checkpoint: Path, folder: Path) -> Iterator[str]:
-    with serving(vllm, checkpoint, folder / "vllm.log") as url:
+    with serving(vllm, folder / "vllm.log", checkpoint) as url:
         yield url
 
 
@@ -88,7 +79,7 @@ def test_counters_alone_are_enough(server: str, checkpoint: Path, folder: Path) 
 def test_side_by_side_with_a_server_that_does_not_draft(
     vllm: str, server: str, checkpoint: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with serving(vllm, Path(tiny.folder()), folder / "plain.log") as plain:
+    with serving(vllm, folder / "plain.log", tiny.folder()) as plain:
         both = [f"evaluation.baseline_endpoint={plain}", "evaluation.concurrency=[1,4]"]
         found = evaluated(folder, checkpoint, server, *both)
     assert (found["lossless_prompts"], found["mismatches"]) == (NUM_PROMPTS, [])
@@ -145,7 +136,7 @@ def test_the_doctor_names_what_is_served_wrongly(
     config = json.loads((wrong / "config.json").read_text())
     assert changes.keys() <= config.keys()
     (wrong / "config.json").write_text(json.dumps(config | changes))
-    with serving(vllm, wrong, tmp_path / "vllm.log") as url:
+    with serving(vllm, tmp_path / "vllm.log", wrong) as url:
         with pytest.raises(CheckpointError, match=f"{words}.*{cause}") as caught:
             examined(folder, checkpoint, url)
         print(caught.value)

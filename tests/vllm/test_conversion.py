@@ -10,9 +10,9 @@ import pytest
 from speculators.config.composition import compose
 from speculators.launch import convert, evaluate, train
 from speculators.verifier import tiny
-from vllm.conftest import assert_same_drafts, free_port, running
+from vllm.conftest import assert_same_drafts, serving
 
-NUM_PROMPTS = 12
+WORDS = ["map", "kite", "lamp", "tree", "moon", "fish", "bread", "chair", "stone", "river"]
 # What the EAGLE layout can say: one Llama layer, states of (2, L // 2, L - 3).
 EAGLE = ["speculator.layer_type=llama", "speculator.norm_before_residual=false"]
 EAGLE += ["speculator.target_layer_ids=[2,3,4]"]
@@ -42,19 +42,18 @@ def test_served_from_each_layout(layout: str, vllm: str, folder: Path, tmp_path:
         "method": algorithm,
         "num_speculative_tokens": num_draft_tokens,
     }
-    beside = [str(tiny.folder()), "--speculative-config", json.dumps(drafting)]
+    beside = [tiny.folder(), "--speculative-config", json.dumps(drafting)]
+    asked = tmp_path / "prompts.jsonl"
+    prompts = [json.dumps({"prompt": f"How is the word {word} spelled?"}) for word in WORDS]
+    asked.write_text("\n".join(prompts))
     counted = []
-    sides = ((own, [str(own)]), (own, beside), (back, [str(back)]))
-    for number, (checkpoint, served) in enumerate(sides):
-        port = free_port()
-        command = [vllm, "serve", *served, "--host", "127.0.0.1", "--port", str(port)]
-        command += ["--dtype", "float32", "--enforce-eager"]
-        with running(command, port, tmp_path / f"log_{number}") as url:
-            overrides = [f"checkpoint={checkpoint}", f"evaluation.endpoint={url}", cache]
-            overrides += [f"evaluation.num_prompts={NUM_PROMPTS}", "evaluation.max_new_tokens=96"]
+    for number, (checkpoint, served) in enumerate(((own, [own]), (own, beside), (back, [back]))):
+        with serving(vllm, tmp_path / f"log_{number}", *served) as url:
+            overrides = [f"checkpoint={checkpoint}", "verifier=tiny", f"evaluation.endpoint={url}"]
+            overrides += [f"evaluation.prompts={asked}", "evaluation.max_new_tokens=96", cache]
             overrides += [f"output_dir={tmp_path / f'evaluation_{number}'}"]
             found = evaluate.run(compose("evaluate", overrides))
-        assert found["lossless_prompts"] == NUM_PROMPTS
+        assert found["lossless_prompts"] == len(WORDS)
         assert_same_drafts(found)
         counted.append((found["num_drafts"], found["acceptance_length"]))
     print(layout, counted)

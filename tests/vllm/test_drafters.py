@@ -9,7 +9,7 @@ import pytest
 
 from speculators.config.composition import compose
 from speculators.launch import evaluate, train
-from vllm.conftest import assert_same_drafts, free_port, running
+from vllm.conftest import assert_same_drafts, serving
 
 NUM_PROMPTS = 16
 REDUCED = "speculator.draft_vocab_size=512"
@@ -52,9 +52,7 @@ def measure(
     settings = [*choices, shared, f"training.max_steps={steps}", "evaluation.enabled=false"]
     train.run(compose("train", [*settings, f"output_dir={folder / 'run'}"]))
     checkpoint = folder / "run" / "checkpoints" / "checkpoint_best"
-    port = free_port()
-    options = ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager"]
-    with running([vllm, "serve", str(checkpoint), *options], port, folder / "log") as url:
+    with serving(vllm, folder / "log", checkpoint) as url:
         overrides = [f"checkpoint={checkpoint}", f"evaluation.endpoint={url}", shared]
         overrides += [f"evaluation.num_prompts={prompts}", f"evaluation.max_new_tokens={tokens}"]
         return evaluate.run(
