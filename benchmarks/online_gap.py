@@ -112,6 +112,10 @@ class Ready:
         """Never needed."""
         return ""
 
+    def awaited(self) -> list[str]:
+        """Nothing."""
+        return []
+
 
 @dataclass
 class Timed:
@@ -152,6 +156,10 @@ class Timed:
     def advice(self) -> str:
         """Return that of the source."""
         return self.source.advice()
+
+    def awaited(self) -> Sequence[str]:
+        """Return what the source waits for."""
+        return self.source.awaited()
 
     def means(self) -> dict[str, float]:
         """Return what a step takes, the first ones left out."""

@@ -126,6 +126,21 @@ def evaluate(config: Config) -> dict[str, Any]:
     return _run("evaluate", config)
 
 
+def examine(config: Config) -> dict[str, Any]:
+    """Prove that a checkpoint is served as it was trained, or explain a run: `speculators doctor`.
+
+    Args:
+        config: composed with `command="doctor"` and `"checkpoint=DIR"` or `"run=DIR"`.
+
+    Returns:
+        What `parity.json` or `diagnosis.json` holds.
+
+    Raises:
+        CheckpointError: something differs in the checkpoint; the first stage that does.
+    """
+    return _run("doctor", config)
+
+
 def convert(config: Config) -> dict[str, Any]:
     """Write a checkpoint in another writer's layout: `speculators convert`.
 

@@ -82,6 +82,12 @@ def test_one_drafter_from_conversations_to_tokens(tmp_path: Path) -> None:
     )
     assert evaluated["acceptance_length"] == result["acceptance_length"]
 
+    examined = speculators.examine(
+        speculators.compose(f"checkpoint='{checkpoint}'", command="doctor")
+    )
+    assert examined["passed"]
+    assert (Path(checkpoint) / "parity.json").exists()
+
     verifier = speculators.load_verifier(config)
     drafter = speculators.load_drafter(checkpoint, verifier)
     states = torch.randn(3, len(drafter.config.target_layer_ids or ()), verifier.spec.hidden_size)

@@ -70,6 +70,35 @@ def even_anchors(
     return torch.cat(chosen).sort().values if chosen else torch.zeros(0, dtype=torch.int64)
 
 
+def fixed_anchors(
+    candidates: Bool[Tensor, "sequence"],
+    document_ids: Int[Tensor, "sequence"],
+    max_anchors: int,
+    block_size: int,
+    generator: torch.Generator,
+) -> Int[Tensor, "anchor"]:
+    """Cut every response into blocks from its first token on, the same in every epoch; ascending.
+
+    What random anchors are compared with in the paper (specification, section 15): a token is
+    always drafted from the same distance.
+
+    Args:
+        candidates: tokens that can be anchors.
+        document_ids: document of each token.
+        max_anchors: blocks beyond this number are left out at random.
+        block_size: tokens from one anchor to the next.
+        generator: source of randomness.
+    """
+    positions = candidates.nonzero().flatten()
+    documents = document_ids[positions]
+    begins = torch.ones_like(positions, dtype=torch.bool)
+    begins[1:] = (positions.diff() > 1) | (documents.diff() != 0)
+    first = torch.where(begins, positions, 0).cummax(0).values
+    blocks = positions[(positions - first) % block_size == 0]
+    order = torch.randperm(len(blocks), generator=generator)[:max_anchors]
+    return blocks[order].sort().values
+
+
 def walk_anchors(
     positions: Sequence[int],
     runs: Mapping[int, int],
@@ -111,7 +140,7 @@ def fill_anchors(
 ) -> Int[Tensor, "filled"]:
     """Fill up with blocks that count for nothing to a number of blocks that recurs.
 
-    On an accelerator every number is a compiled shape, so there are at most eight; on a CPU the
+    On an accelerator there are at most eight numbers, so that freed memory fits again; on a CPU the
     slots become a multiple of what fast products want. There is always at least one block, so that
     a row without candidates takes the same path, with zero weight.
     """

@@ -105,6 +105,11 @@ class StepCost:
         """Forward and backward together."""
         return sum(self.forward_flops.values()) + sum(self.backward_flops.values())
 
+    @property
+    def kept(self) -> float:
+        """Bytes kept, of all parts."""
+        return sum(self.kept_bytes.values())
+
     def __add__(self, other: StepCost) -> StepCost:
         """Add part by part; what lives for a moment does not add up."""
         return StepCost(
@@ -173,10 +178,32 @@ def layer_cost(
     kept = {
         "projections": projected * (hidden * norm + extra) + head_norm + finished * q * item,
         "attention": _attention_bytes(sizes, rows, work),
-        "mlp": finished * (hidden * norm + 4 * sizes.intermediate_size * item),
+        "mlp": finished * (hidden * (norm + item) + 4 * sizes.intermediate_size * item),
     }
     working = 3 * slots * max(sizes.intermediate_size, 2 * q) * item
     return StepCost(flops, {name: 2 * v for name, v in flops.items()}, kept, working)
+
+
+def computed_again(
+    cost: StepCost, inputs: float, *, outside: StepCost | None = None, gone: float = 0.0
+) -> StepCost:
+    """Return the cost of a part that keeps its inputs and runs again in the backward pass.
+
+    Args:
+        cost: of the part, as if everything were kept.
+        inputs: bytes of what it keeps.
+        outside: what of `cost` is computed before the part, once, and kept.
+        gone: bytes kept by what comes after the part, which its backward pass finds freed.
+    """
+    outside = outside or StepCost()
+    before = outside.forward_flops
+    again = {name: v - before.get(name, 0.0) for name, v in cost.forward_flops.items()}
+    return StepCost(
+        cost.forward_flops,
+        _added(cost.backward_flops, again),
+        _added(outside.kept_bytes, {"layer inputs": inputs}),
+        cost.kept - outside.kept + cost.working_bytes - gone,
+    )
 
 
 def dense_cost(
@@ -223,7 +250,7 @@ def head_cost(
     compares = any(name != "ce" for name in terms)
     tiled = set(terms) <= {"ce", "kl"} and not trained
     # Tiled: the mean row of the head; for kl also the verifier's, and the states.
-    kept = slots * width * ((3 * _WIDE if compares else _WIDE) if tiled else work.item)
+    kept = slots * width * ((2 * _WIDE if compares else _WIDE) if tiled else work.item)
     # In rows of the draft head's width.
     bases = work.bases(slots) * (teacher_width or width) / width if compares else 0.0
     forward, backward = slots * (2 if tiled or not trained else 1) + bases, 0.0

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
+from speculators.algorithms.serving import layer_config
 from speculators.config.schema import DraftLayersConfig
 from speculators.errors import CheckpointError
 from speculators.modules.rotary import plain_theta, rope_problem, serving_rope
@@ -191,26 +192,14 @@ def read_flat(
 
 def write_flat(config: DraftLayersConfig, spec: VerifierSpec) -> dict[str, Any]:
     """Return the transformer keys of a flat `config.json`, rotary as transformers 4 named it."""
-    rope = serving_rope(spec.rope_parameters)
+    flat = layer_config(config, spec, "")
+    rope = flat.pop("rope_parameters")
     theta = rope.pop("rope_theta")
+    del flat["model_type"]
     return {
-        "hidden_size": spec.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_attention_heads,
-        "num_key_value_heads": config.num_key_value_heads,
-        "head_dim": config.head_dim,
-        "hidden_act": "silu",
-        "rms_norm_eps": spec.rms_norm_eps,
-        "vocab_size": spec.vocab_size,
-        "max_position_embeddings": spec.max_position_embeddings,
+        **flat,
         "rope_theta": theta,
         "rope_scaling": None if rope["rope_type"] == "default" else rope,
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "initializer_range": 0.02,
-        "tie_word_embeddings": False,
-        "use_cache": True,
     }
 
 

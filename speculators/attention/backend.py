@@ -76,5 +76,5 @@ def prepare_attention(
         ConfigError: as `choose_backend`.
     """
     if choose_backend(backend, device, gradients=gradients) is AttentionBackend.flex:
-        return partial(flex_block_attention, mask=block_mask(layout, rule, device))
+        return partial(flex_block_attention, mask=block_mask(layout.at_most(), rule, device))
     return partial(segment_attention, plan=plan_segments(layout, rule, device))

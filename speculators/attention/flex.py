@@ -28,20 +28,26 @@ def flex_block_attention(
     v_block: Float[Tensor, "anchor block kv_head head_dim"],
     mask: BlockMask,
 ) -> Float[Tensor, "anchor query head head_dim"]:
-    """Attend every slot to its context and its block, scale head_dim^-0.5, grouped queries."""
-    keys = torch.cat([k_context, k_block.flatten(0, 1)])
-    values = torch.cat([v_context, v_block.flatten(0, 1)])
+    """Attend every slot to its context and its block, scale head_dim^-0.5, grouped queries.
+
+    The mask may be of more blocks than there are: the kernel is compiled for its shape alone, and a
+    block that is not there sees nothing but itself, so it costs next to nothing.
+    """
+    queries, keys = mask.seq_lengths
     out = _kernel(q.device.type)(
-        _heads_first(q.flatten(0, 1)),
-        _heads_first(keys),
-        _heads_first(values),
+        _heads_first(q.flatten(0, 1), queries),
+        _heads_first(torch.cat([k_context, k_block.flatten(0, 1)]), keys),
+        _heads_first(torch.cat([v_context, v_block.flatten(0, 1)]), keys),
         block_mask=mask,
-        enable_gqa=q.shape[2] != keys.shape[1],
+        enable_gqa=q.shape[2] != k_context.shape[1],
     )
-    return out[0].transpose(0, 1).reshape(q.shape)
+    return out[0].transpose(0, 1)[: q.shape[0] * q.shape[1]].reshape(q.shape)
 
 
-def _heads_first(x: Tensor) -> Tensor:
+def _heads_first(x: Tensor, length: int) -> Tensor:
+    """Fill up with zeros, and bring heads before tokens."""
+    if length > x.shape[0]:
+        x = torch.cat([x, x.new_zeros(length - x.shape[0], *x.shape[1:])])
     return x.transpose(0, 1)[None]
 
 
@@ -50,7 +56,7 @@ def _kernel(device_type: str) -> Callable[..., Tensor]:
     """Return the attention function of a device; compiled once per process and shape."""
     if device_type != "cpu":
         # Past its limit torch would fall back, silently, to a form that builds the whole grid.
-        # Numbers of blocks, steps of chains and passes without gradient multiply.
+        # Rules of layers, steps of chains and passes without gradient multiply.
         dynamo: Any = importlib.import_module("torch._dynamo.config")
         dynamo.recompile_limit = max(dynamo.recompile_limit, _MOST_SHAPES)
         return compile_counted(flex_attention, dynamic=False)

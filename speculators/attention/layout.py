@@ -41,6 +41,8 @@ class BlockLayout:
         position_ids: position of each token in its document, ascending by one.
         block_size: slots per block, the anchor's own included.
         first_query: slots of a block before this one are keys only; they do not ask.
+        most_blocks: blocks that any row of the run may have. Kernels that are compiled for one
+            shape compute this many, see `at_most`; 0 is as many as there are.
     """
 
     anchors: Int[Tensor, "anchor"]
@@ -49,6 +51,12 @@ class BlockLayout:
     position_ids: Int[Tensor, "sequence"]
     block_size: int
     first_query: int = 0
+    most_blocks: int = 0
+
+    def at_most(self) -> BlockLayout:
+        """Return the layout filled up to `most_blocks`, the shape all rows of a run share."""
+        missing = max(0, self.most_blocks - self.num_blocks)
+        return replace(self, anchors=torch.cat([self.anchors, self.anchors.new_zeros(missing)]))
 
     @property
     def num_blocks(self) -> int:

@@ -26,7 +26,8 @@ _FLAGS = """\
 
 def overview() -> str:
     """Return the help of the program as a whole."""
-    commands = "\n".join(f"  {c.name:<10} {c.summary}" for c in COMMANDS.values())
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {c.name:<{width}} {c.summary}" for c in COMMANDS.values())
     return (
         "usage: speculators COMMAND [KEY=VALUE ...] [FLAGS]\n\n"
         "Trains drafters that make a language model faster without changing what it says.\n\n"

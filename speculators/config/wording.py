@@ -82,9 +82,12 @@ def field_doc(schema: type, name: str) -> str:
 
 
 def nearest(name: str, options: Iterable[str]) -> str | None:
-    """Return the option that `name` was probably meant to be, if one is close."""
-    close = difflib.get_close_matches(name, list(options), n=1, cutoff=0.6)
-    return close[0] if close else None
+    """Return the option that `name` was probably meant to be, if one is close.
+
+    One that goes on as `name` begins comes before one that is nearer by letters.
+    """
+    close = difflib.get_close_matches(name, list(options), n=3, cutoff=0.6)
+    return next((option for option in close if option.startswith(name)), next(iter(close), None))
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:

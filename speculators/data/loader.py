@@ -58,6 +58,7 @@ class RowLoader:
         self._pin = pin_memory
         self._dtype, self._device = torch.float32, torch.device("cpu")
         self._packed: tuple[int, Rows] | None = None
+        self._asked: deque[list[Sample]] = deque()
 
     def rows_in_epoch(self, epoch: int) -> int:
         """Return the number of rows."""
@@ -80,6 +81,13 @@ class RowLoader:
     def advice(self) -> str:
         """Return why rows are waited for and what to change; see `HiddenStateSource.advice`."""
         return self._source.advice()
+
+    def awaited(self) -> Sequence[str]:
+        """Return the samples of the row whose hidden states are waited for; of any thread."""
+        try:
+            return [sample.sample_id for sample in self._asked[0]]
+        except IndexError:  # it has come meanwhile
+            return []
 
     def _rows(self, epoch: int) -> Rows:
         key = epoch if self._shuffle else 0
@@ -110,7 +118,7 @@ class RowLoader:
         return batches if self._ahead == 0 else _in_background(batches, self._ahead)
 
     def _batches(self, rows: Rows) -> Iterator[PackedBatch]:
-        asked: deque[list[Sample]] = deque()
+        asked = self._asked = deque()
 
         def groups() -> Iterator[Sequence[Sample]]:
             for row in rows:

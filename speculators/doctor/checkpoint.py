@@ -26,6 +26,7 @@ from speculators.doctor.subject import Subject
 from speculators.errors import CheckpointError, ConfigError, LaunchError
 from speculators.evaluation.evaluate import evaluate
 from speculators.evaluation.prompts import Prompt, read_prompts
+from speculators.evaluation.result import EvaluationResult
 from speculators.evaluation.served import evaluate_served
 from speculators.launch.evaluate import (
     FROM_CHECKPOINT,
@@ -54,7 +55,8 @@ class CheckpointExamination:
     """
 
     def __init__(self, config: Config, console: Console) -> None:
-        self.folder = Path(config.checkpoint or "").expanduser().resolve()
+        self._asked = Path(config.checkpoint or "").expanduser()
+        self.folder = self._asked.resolve()
         self._serving = read_serving_config(self.folder)
         self._console = console
         self._served_template = config.verifier.template
@@ -98,19 +100,28 @@ class CheckpointExamination:
         recorded = read_recording(self.folder)
         return Certificate(examine(subject), recorded, "speculators doctor", facts)
 
+    def read(self, folder: Path) -> Drafter[Any]:
+        """Return the drafter of a checkpoint of the same run.
+
+        Raises:
+            CheckpointError: it cannot be read.
+            ConfigError: neither can its settings.
+        """
+        verifier = self.verifier
+        drafter = read_model(
+            folder,
+            spec=verifier.spec,
+            tables=verifier.tables(),
+            attention=self._config.attention,
+        )
+        return drafter.to(verifier.device).eval()
+
     def _drafter(self) -> tuple[Drafter[Any] | None, str | None]:
         """Return the drafter, or why there is none."""
-        verifier = self.verifier
         try:
-            drafter = read_model(
-                self.folder,
-                spec=verifier.spec,
-                tables=verifier.tables(),
-                attention=self._config.attention,
-            )
+            return self.read(self.folder), None
         except (CheckpointError, ConfigError) as error:
             return None, str(error).splitlines()[0]
-        return drafter.to(verifier.device).eval(), None
 
     def _served_tokenizer(self) -> VerifierTokenizer:
         """Return the tokenizer with the template an engine uses: the model's own, if not told."""
@@ -188,7 +199,7 @@ class CheckpointExamination:
         try:
             answers = evaluate_served(
                 settings.endpoint,
-                expected_server(self.folder, content.config, verifier.spec),
+                expected_server(self._asked, content.config, verifier.spec),
                 *(verifier.tokenizer, prompts, decoding),
                 seed=self._config.seed,
                 console=self._console,
@@ -197,10 +208,15 @@ class CheckpointExamination:
             raise LaunchError(
                 str(error).replace("evaluation.endpoint", "doctor.endpoint")
             ) from None
-        here = evaluate(
-            *(verifier.model(), drafter, verifier.tokenizer, prompts, decoding),
-            seed=self._config.seed,
-            console=self._console,
-        )
+
+        def decoded() -> EvaluationResult:
+            return evaluate(
+                *(verifier.model(), drafter, verifier.tokenizer, prompts, decoding),
+                seed=self._config.seed,
+                console=self._console,
+            )
+
+        here = decoded()
         served = answers.result(here, verifier.model())
-        return EngineAnswers(str(served.settings["engine"]), served, here)
+        name = str(served.settings["engine"])
+        return EngineAnswers(name, served, here, lambda: decoded().acceptance)

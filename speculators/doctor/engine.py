@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from speculators.evaluation.acceptance import Acceptance
 from speculators.evaluation.result import EvaluationResult
 
 
@@ -15,8 +17,10 @@ class EngineAnswers:
         name: engine and address.
         served: by the server; its mismatches are with `here`.
         here: in this process.
+        again: decodes them here once more, with the drafter as it is then.
     """
 
     name: str
     served: EvaluationResult
     here: EvaluationResult
+    again: Callable[[], Acceptance]

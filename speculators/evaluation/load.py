@@ -5,31 +5,26 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from speculators.evaluation.engine_metrics import DraftCounters
 from speculators.hidden_states.online.client import VllmClient
+from speculators.hidden_states.online.completions import Ask
 from speculators.hidden_states.online.streaming import Streamed
 
 SPEED_DEFINITION = (
     "first token = time from sending a request to its first token; inter-token latency = time from "
     "the first to the last token of an answer over its tokens minus one; "
     "throughput = answer tokens of all requests per second; the same prompts, lengths "
-    "and order for both servers, no cached prefixes shared between measurements"
+    "and order for both servers, which take turns, no cached prefixes shared between measurements"
 )
 """Written beside every speed of a server."""
 
-
-@dataclass(frozen=True)
-class Question:
-    """One request of a measurement: a prompt's tokens and the longest answer."""
-
-    input_ids: list[int]
-    room: int
-    seed: int
+_MOST_PARTS, _FEWEST_ROUNDS = 4, 2
 
 
 @dataclass(frozen=True)
@@ -45,6 +40,16 @@ class Speed:
     answers: tuple[Streamed, ...]
     seconds: float
     counters: DraftCounters | None = None
+
+    @classmethod
+    def joined(cls, parts: Sequence[Speed]) -> Speed:
+        """Return several measurements of one server as one."""
+        counters = [part.counters for part in parts if part.counters is not None]
+        return cls(
+            tuple(answer for part in parts for answer in part.answers),
+            sum(part.seconds for part in parts),
+            DraftCounters.total(counters) if counters else None,
+        )
 
     @property
     def tokens(self) -> int:
@@ -117,15 +122,24 @@ class Level:
         return found
 
 
+def parts(questions: Sequence[Ask], concurrency: int) -> list[Sequence[Ask]]:
+    """Split questions for servers that take turns, so that both meet the same drift of a machine.
+
+    At most four parts, each of at least two rounds: a part ends with fewer requests at once, and
+    many short ones would measure that.
+    """
+    count = max(1, min(_MOST_PARTS, len(questions) // (_FEWEST_ROUNDS * concurrency)))
+    ends = [len(questions) * number // count for number in range(count + 1)]
+    return [questions[begin:end] for begin, end in pairwise(ends)]
+
+
 async def measure(
     client: VllmClient,
     url: str,
     model: str,
-    questions: Sequence[Question],
+    questions: Sequence[Ask],
     *,
     concurrency: int,
-    temperature: float,
-    stop_ids: Sequence[int],
     salt: str,
 ) -> Speed:
     """Ask all questions, `concurrency` at a time.
@@ -136,8 +150,6 @@ async def measure(
         model: name of the model there.
         questions: what is asked, in order.
         concurrency: requests at once.
-        temperature: 0 is greedy.
-        stop_ids: tokens that end an answer.
         salt: measurements of different salts share no cached prefix.
 
     Raises:
@@ -148,14 +160,8 @@ async def measure(
 
     async def work() -> None:
         for number, question in waiting:
-            answers[number] = await client.stream(
-                *(url, model, question.input_ids),
-                max_new_tokens=question.room,
-                temperature=temperature,
-                seed=question.seed,
-                stop_ids=stop_ids,
-                cache_salt=f"{salt}-{number}",
-            )
+            salted = replace(question, cache_salt=f"{salt}-{number}")
+            answers[number] = await client.stream(url, model, salted)
 
     began = time.perf_counter()
     async with asyncio.TaskGroup() as tasks:

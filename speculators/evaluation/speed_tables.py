@@ -55,24 +55,27 @@ def speed_grids(found: Mapping[str, Any]) -> list[Grid]:
 
 
 def _served(served: Mapping[str, Any]) -> Grid:
-    levels = served["levels"]
-    sides = ["speculative", *(["plain"] if "plain" in levels[0] else [])]
-    header = ["at once", "tau"]
-    for side in sides:
-        header += [f"{side}: first token ms", "between tokens ms", "tokens/s"]
-    header += ["speed-up", "between tokens"] if len(sides) > 1 else []
+    """Return one row for each server and number of requests at once."""
+    both = "plain" in served["levels"][0]
+    speeds = ("first token ms", "between tokens ms", "tokens per s")
+    ratios = ("speed-up", "between tokens") if both else ()
     rows = []
-    for level in levels:
-        cells = [str(level["concurrency"]), f"{level['speculative']['acceptance_length']:.3f}"]
-        for side in sides:
-            part = level[side]
-            cells += [_mean(part["first_token_ms"]), _mean(part["inter_token_ms"])]
-            cells.append(f"{part['tokens_per_second']:.0f}")
-        if len(sides) > 1:
-            cells += [f"{level['speedup']:.2f}", _ratio(level.get("inter_token_speedup"))]
-        rows.append(tuple(cells))
+    for level in served["levels"]:
+        drafting = level["speculative"]
+        tau = f"{drafting['acceptance_length']:.3f}"
+        more = (f"{level['speedup']:.2f}", _ratio(level.get("inter_token_speedup"))) if both else ()
+        at_once = str(level["concurrency"])
+        rows.append((at_once, "drafting", tau, *_speed(drafting), *more))
+        if both:
+            rows.append((at_once, "plain", "", *_speed(level["plain"]), "", ""))
+    header = ("at once", "server", "tau", *speeds, *ratios)
     note = f"Means; {served['definition']}."
-    return Grid("served", "Speed of the server", tuple(header), tuple(rows), note)
+    return Grid("served", "Speed of the server", header, tuple(rows), note)
+
+
+def _speed(part: Mapping[str, Any]) -> tuple[str, str, str]:
+    throughput = f"{part['tokens_per_second']:.0f}"
+    return _mean(part["first_token_ms"]), _mean(part["inter_token_ms"]), throughput
 
 
 def _mean(spread: Mapping[str, float] | None) -> str:
@@ -102,8 +105,9 @@ def _best(best: Mapping[str, Any]) -> Grid:
 
 def _show(grid: Grid, console: Console) -> None:
     table = Table(title=grid.title, box=box.SIMPLE_HEAD)
-    for name in grid.header:
-        table.add_column(name, justify="right")
+    for name, *cells in zip(grid.header, *grid.rows, strict=True):
+        # A narrow terminal breaks headers, never numbers.
+        table.add_column(name, justify="right", min_width=max(map(len, cells)))
     for row in grid.rows:
         table.add_row(*row)
     console.print(table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from speculators.launch.verifier_stage import Verifier, longest_sample
 from speculators.verifier.first_layers import FirstLayers, reference_layers
 from speculators.verifier.identity import store_identity
 from speculators.verifier.weights import make_head
+
+_log = logging.getLogger(__name__)
 
 
 def open_online(
@@ -87,12 +90,14 @@ def _reference(config: Config, verifier: Verifier, served: tuple[int, ...]) -> R
     """Return the first layers where they are cheap to run; without them the check is thinner."""
     if not config.hidden_states.fetch.handshake:
         return None
-    count = reference_layers(verifier.spec, served)
-    if count is None:
-        return None
     trust = config.verifier.trust_remote_code
     try:
+        count = reference_layers(verifier.spec, served)
         return FirstLayers(verifier.spec, count, trust_remote_code=trust)
-    except (SpeculatorsError, OSError, ValueError, RuntimeError, AttributeError):
+    except (SpeculatorsError, OSError, ValueError, RuntimeError, AttributeError) as error:
         # Nested configurations and the like: the teacher's token is still compared.
+        _log.warning(
+            "layer ids of servers are not compared with layers computed here: %s",
+            str(error).partition("\n")[0],
+        )
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import multiprocessing
 import os
 import tempfile
 from collections.abc import Callable
@@ -11,11 +12,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
 
 from speculators.training.ranks import Ranks
 
 _TIMEOUT = datetime.timedelta(seconds=120)
+_LOADED = ["torch.distributed", "speculators.training.trainer"]
+"""What a server of processes imports once: it takes longer than most tests."""
 
 
 def run_distributed(function: Callable[..., None], world_size: int, *arguments: Any) -> None:
@@ -26,8 +29,14 @@ def run_distributed(function: Callable[..., None], world_size: int, *arguments: 
         world_size: how many.
         arguments: what can be pickled.
     """
+    multiprocessing.set_forkserver_preload(_LOADED)
     with tempfile.TemporaryDirectory() as folder:
-        spawn(_join, (world_size, str(Path(folder) / "meeting"), function, arguments), world_size)
+        start_processes(
+            _join,
+            (world_size, str(Path(folder) / "meeting"), function, arguments),
+            world_size,
+            start_method="forkserver",
+        )
 
 
 def _join(

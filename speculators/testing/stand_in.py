@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("model")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--max-model-len", type=int)
+    parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto")
     parser.add_argument("--speculative_config", type=json.loads, default={})
     parser.add_argument("--kv_transfer_config", type=json.loads, default={})
     asked, _ = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _extracting(asked: argparse.Namespace, described: dict[str, Any]) -> FakeVLLM:
     """Return a server that hands over hidden states, and generates."""
-    verifier = _verifier(asked.model)
+    verifier = _verifier(asked.model, asked.dtype)
     drafted = asked.speculative_config.get("draft_model_config", {}).get("hf_config", {})
     extra = asked.kv_transfer_config.get("kv_connector_extra_config", {})
     served = ServedModel(verifier.model())
@@ -66,7 +67,8 @@ def _extracting(asked: argparse.Namespace, described: dict[str, Any]) -> FakeVLL
 
 def _drafting(asked: argparse.Namespace, described: dict[str, Any]) -> FakeVLLM:
     """Return a server that decodes with a drafter, and counts."""
-    verifier = _verifier(described["speculators_config"]["verifier"]["name_or_path"])
+    named = described["speculators_config"]["verifier"]["name_or_path"]
+    verifier = _verifier(named, asked.dtype)
     drafter, model = load_drafter(asked.model, verifier), verifier.model()
 
     def answer(
@@ -95,13 +97,15 @@ def _common(asked: argparse.Namespace, verifier: Verifier) -> dict[str, Any]:
     longest = verifier.spec.max_position_embeddings
     return {
         "model": asked.model,
+        "dtype": verifier.model().dtype,
         "port": asked.port,
         "max_model_len": asked.max_model_len or longest,
     }
 
 
-def _verifier(folder: str) -> Verifier:
-    return load_verifier(compose("verifier=hf", f"verifier.name_or_path='{folder}'", "data=tiny"))
+def _verifier(folder: str, dtype: str) -> Verifier:
+    named = [f"verifier.name_or_path='{folder}'", f"verifier.dtype={dtype}"]
+    return load_verifier(compose("verifier=hf", *named, "data=tiny"))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -34,12 +34,15 @@ class Device:
 
 _SHEET = "data sheet, dense bf16"
 DEVICES = {
-    "h200": Device("h200", "cuda", 141 * 10**9, 989e12, _SHEET),
-    "h100": Device("h100", "cuda", 80 * 2**30, 989e12, _SHEET),
+    "h200": Device("h200", "cuda", 141 * 10**9, 989.4e12, _SHEET),
+    "h100": Device("h100", "cuda", 80 * 2**30, 989.4e12, _SHEET),
     "a100": Device("a100", "cuda", 80 * 2**30, 312e12, _SHEET),
     "rtx4090": Device("rtx4090", "cuda", 24 * 2**30, 165.2e12, _SHEET),
 }
 """Devices by name: SXM versions with 141 or 80 GB, the card with 24 GB."""
+
+_SLOWER = ("h100pcie", "h100nvl", "h200nvl", "laptop", "mig")
+"""Versions that carry one of the names and have other peaks, which nobody has put down here."""
 
 
 def describe_device(device: torch.device) -> Device:
@@ -51,10 +54,17 @@ def describe_device(device: torch.device) -> Device:
     if device.type != "cuda":
         return Device(str(device), device.type, 0, None, "not known")
     found = torch.cuda.get_device_properties(device)
-    words = found.name.lower().replace(" ", "")
-    known = next((d for name, d in DEVICES.items() if name in words), None)
-    peak, source = (None, "not known") if known is None else (known.peak_flops, known.source)
+    peak, source = _peak(found.name)
     return Device(found.name, "cuda", found.total_memory, peak, source)
+
+
+def _peak(name: str) -> tuple[float | None, str]:
+    """Return the peak of an accelerator by what its driver calls it, and where that is from."""
+    words = name.lower().replace(" ", "")
+    known = next((d for key, d in DEVICES.items() if key in words), None)
+    if known is None or any(version in words for version in _SLOWER):
+        return None, "not known"
+    return known.peak_flops, known.source
 
 
 def _measured_flops() -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Protocol, runtime_checkable
 
@@ -41,6 +41,10 @@ class RowSource(Protocol):
 
     def advice(self) -> str:
         """Return one sentence for a trainer that waits: why, and what to change."""
+        ...
+
+    def awaited(self) -> Sequence[str]:
+        """Return the samples of the row whose hidden states are waited for; of any thread."""
         ...
 
 

@@ -266,7 +266,7 @@ class Trainer:
         """
         step, iterator = self._state.position.step, iter(rows)
         while True:
-            self._watchdog.at(f"waiting for rows of step {step}")
+            self._watchdog.at(f"waiting for rows of step {step}", self._loader.awaited)
             row, problem = None, None
             try:
                 row = next(iterator, None)
@@ -276,9 +276,10 @@ class Trainer:
             if self._ranks.highest(int(problem is not None)):
                 found = self._ranks.gather(problem)
                 raise next(error for error in found if error is not None)
-            self._watchdog.at(f"training in step {step}", row.sample_ids if row else ())
             if row is None:
                 return
+            taken = row.sample_ids
+            self._watchdog.at(f"training in step {step}", lambda taken=taken: taken)
             yield row
 
     def _log(self, report: StepReport, journal: Journal | NoJournal, seconds: float) -> None:

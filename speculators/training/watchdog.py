@@ -21,7 +21,8 @@ class Watchdog:
 
     def __init__(self, rank: int, seconds: float | None, say: Callable[[str], None]) -> None:
         self._rank, self._seconds, self._say = rank, seconds, say
-        self._doing, self._samples, self._since = "", (), time.monotonic()
+        self._doing, self._since = "", time.monotonic()
+        self._samples: Callable[[], Sequence[str]] = tuple
         self._reported = False
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -43,14 +44,14 @@ class Watchdog:
         if self._thread.is_alive():
             self._thread.join()
 
-    def at(self, doing: str, samples: Sequence[str] = ()) -> None:
+    def at(self, doing: str, samples: Callable[[], Sequence[str]] = tuple) -> None:
         """Note what this process begins now.
 
         Args:
             doing: in words, to be read after `is`.
-            samples: what it works on.
+            samples: returns what it works on, should it be asked for.
         """
-        self._doing, self._samples = doing, tuple(samples)
+        self._doing, self._samples = doing, samples
         self._since, self._reported = time.monotonic(), False
 
     def _watch(self) -> None:
@@ -59,7 +60,8 @@ class Watchdog:
             past = time.monotonic() - self._since
             if self._doing and past >= limit and not self._reported:
                 self._reported = True
-                shown = ", ".join(self._samples[:_SHOWN_SAMPLES])
-                more = len(self._samples) - _SHOWN_SAMPLES
+                samples = self._samples()
+                shown = ", ".join(samples[:_SHOWN_SAMPLES])
+                more = len(samples) - _SHOWN_SAMPLES
                 of = f" ({shown}{f' and {more} more' if more > 0 else ''})" if shown else ""
                 self._say(f"rank {self._rank} has been {self._doing}{of} for {past:.0f} s")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
@@ -12,13 +11,11 @@ from torch import Tensor
 
 from speculators.errors import DataError
 from speculators.verifier.padding import length_batches, pad_left
-
-if TYPE_CHECKING:
-    from speculators.verifier.model import VerifierModel
+from speculators.verifier.passes import VerifierPasses
 
 
 def generate(
-    model: VerifierModel,
+    model: VerifierPasses,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int | Sequence[int],
@@ -77,7 +74,7 @@ class _Batch:
 
     def __init__(
         self,
-        model: VerifierModel,
+        model: VerifierPasses,
         prompts: Sequence[Sequence[int]],
         indices: Sequence[int],
         rooms: Sequence[int],

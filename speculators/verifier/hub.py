@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +25,10 @@ CODE_FILES = ("*.py",)
 WEIGHT_FILES = ("*.safetensors",)
 # Second copies of the weights in the publisher's own format.
 _COPIES = ("consolidated*", "original/*", "metal/*", "onnx/*")
+
+
+_log = logging.getLogger(__name__)
+_RETRIES = "huggingface_hub.utils._http"
 
 
 @dataclass(frozen=True)
@@ -75,14 +81,15 @@ def locate(
 def _snapshot(repository: str, revision: str | None, patterns: Sequence[str]) -> Path:
     at = f"verifier.name_or_path={repository}"
     try:
-        return Path(
-            snapshot_download(
-                repository,
-                revision=revision,
-                allow_patterns=list(patterns),
-                ignore_patterns=list(_COPIES),
+        with _few_words(repository):
+            return Path(
+                snapshot_download(
+                    repository,
+                    revision=revision,
+                    allow_patterns=list(patterns),
+                    ignore_patterns=list(_COPIES),
+                )
             )
-        )
     except GatedRepoError:
         problem = "the Hub gives this model only to people who accepted its terms: accept them on "
         problem += f"https://huggingface.co/{repository}, then `hf auth login`"
@@ -103,3 +110,22 @@ def _snapshot(repository: str, revision: str | None, patterns: Sequence[str]) ->
     except (HfHubHTTPError, OSError) as error:
         problem = f"download failed: {str(error).splitlines()[0]}; try again"
     raise ConfigError(f"{at}: {problem}")
+
+
+@contextlib.contextmanager
+def _few_words(repository: str) -> Iterator[None]:
+    """Say once that the Hub is asked again; the library says it twice per attempt."""
+    said: list[str] = []
+
+    def note(record: logging.LogRecord) -> bool:
+        if not said:
+            said.append(record.getMessage())
+            _log.warning("%s: the Hub does not answer; asking again for half a minute", repository)
+        return False
+
+    logger = logging.getLogger(_RETRIES)
+    logger.addFilter(note)
+    try:
+        yield
+    finally:
+        logger.removeFilter(note)

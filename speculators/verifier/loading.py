@@ -36,8 +36,21 @@ def load_transformers(spec: VerifierSpec, dtype: str, trust_remote_code: bool) -
         patterns = hub.CONFIG_FILES + hub.WEIGHT_FILES
         patterns += hub.CODE_FILES if trust_remote_code else ()
         folder = hub.locate(spec.name_or_path, spec.revision, patterns).folder
+    return load_folder(folder, spec, dtype=dtype, trust_remote_code=trust_remote_code)
+
+
+def load_folder(folder: Path, spec: VerifierSpec, **options: Any) -> nn.Module:
+    """Load the causal language model in a folder on the CPU.
+
+    Args:
+        folder: holds configuration and weights.
+        spec: the verifier these are of.
+        options: of `from_pretrained`.
+
+    Raises:
+        ConfigError: it cannot be loaded, or tensors are missing from its files.
+    """
     at = f"verifier.name_or_path={spec.name_or_path}"
-    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
     if spec.model_type in _CAPPED_SCORES:
         options["attn_implementation"] = "eager"
     try:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
 from speculators.errors import HiddenStateError
+from speculators.verifier.passes import VerifierPasses
 from speculators.verifier.weights import make_head
-
-if TYPE_CHECKING:
-    from speculators.verifier.model import VerifierModel
 
 _LENGTH = 8
 _PREFIX = 4
@@ -22,7 +18,7 @@ _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 _HALF_TOLERANCE = 1e-1
 
 
-def check_states(model: VerifierModel) -> None:
+def check_states(model: VerifierPasses) -> None:
     """Prove that the model is causal and that its logits are the head of the last state.
 
     Raises:
@@ -53,7 +49,7 @@ def check_states(model: VerifierModel) -> None:
     )
 
 
-def check_rollback(model: VerifierModel) -> None:
+def check_rollback(model: VerifierPasses) -> None:
     """Prove that decoding with a cropped cache equals decoding without one.
 
     Raises:
@@ -76,11 +72,11 @@ def check_rollback(model: VerifierModel) -> None:
     _compare(model, measured, expected, cause)
 
 
-def _tokens(model: VerifierModel) -> Tensor:
+def _tokens(model: VerifierPasses) -> Tensor:
     return (torch.arange(1, _LENGTH + 1) * 7919) % model.spec.vocab_size
 
 
-def _compare(model: VerifierModel, got: Tensor, expected: Tensor, cause: str) -> None:
+def _compare(model: VerifierPasses, got: Tensor, expected: Tensor, cause: str) -> None:
     """Raise when the median row differs by more than rounding."""
     got, expected = got.double(), expected.double()
     difference = ((got - expected).norm(dim=-1) / expected.norm(dim=-1).clamp_min(1e-12)).median()
@@ -91,5 +87,5 @@ def _compare(model: VerifierModel, got: Tensor, expected: Tensor, cause: str) ->
         )
 
 
-def _at(model: VerifierModel) -> str:
+def _at(model: VerifierPasses) -> str:
     return f"verifier.name_or_path={model.spec.name_or_path} ({model.spec.architecture})"

@@ -18,7 +18,9 @@ from speculators.verifier.head import VerifierHead
 from speculators.verifier.spec import NormKind, VerifierSpec
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-_INDEX = "model.safetensors.index.json"
+INDEX = "model.safetensors.index.json"
+"""Says which file holds a tensor of a model in several files."""
+
 # Where the text model stands in plain and in multimodal checkpoints.
 _PREFIXES = (
     *("model.", "", "model.language_model.", "language_model.model.", "language_model."),
@@ -93,8 +95,7 @@ def read_layers(spec: VerifierSpec, layers: Sequence[int]) -> list[dict[str, Ten
         ConfigError: the files do not hold such layers, or hold them quantised.
     """
     files = _tensor_files(spec)
-    start = _find(spec, files, [f"{p}layers.0.input_layernorm.weight" for p in _PREFIXES])
-    prefix = start.removesuffix("0.input_layernorm.weight")
+    prefix = _layers_prefix(spec, files)
     wanted = {name: f for i in layers for name, f in files.items() if f"{prefix}{i}." in name}
     tensors = _load(spec, wanted)
     shift = 1.0 if spec.norm_kind is NormKind.rms_plus_one else 0.0
@@ -110,6 +111,22 @@ def read_layers(spec: VerifierSpec, layers: Sequence[int]) -> list[dict[str, Ten
     return found
 
 
+def first_layer_files(spec: VerifierSpec, count: int) -> dict[str, str]:
+    """Return the file of every tensor but those of decoder layers from `count` on.
+
+    Args:
+        spec: the verifier.
+        count: how many layers.
+
+    Raises:
+        ConfigError: there are no such layers in the files.
+    """
+    files = _tensor_files(spec)
+    prefix = _layers_prefix(spec, files)
+    later = tuple(f"{prefix}{layer}." for layer in range(count, spec.num_layers))
+    return {name: file for name, file in files.items() if not name.startswith(later)}
+
+
 def make_head(spec: VerifierSpec, tables: VerifierTables) -> VerifierHead:
     """Return the teacher: final norm and head, sharing the memory of `tables.lm_head`."""
     return VerifierHead(spec, tables.norm_weight, tables.lm_head)
@@ -118,7 +135,7 @@ def make_head(spec: VerifierSpec, tables: VerifierTables) -> VerifierHead:
 def _tensor_files(spec: VerifierSpec) -> dict[str, str]:
     """Return the file that holds each tensor, by tensor name."""
     folder = Path(spec.folder)
-    index = folder / _INDEX
+    index = folder / INDEX
     if index.is_file():
         try:
             return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
@@ -132,10 +149,15 @@ def _tensor_files(spec: VerifierSpec) -> dict[str, str]:
             files.update(dict.fromkeys(tensors.keys(), path.name))
     if not files:
         raise ConfigError(
-            f"{_at(spec)}: no {_INDEX} and no *.safetensors in {folder}; other weight formats are "
+            f"{_at(spec)}: no {INDEX} and no *.safetensors in {folder}; other weight formats are "
             "not read: save the model again with transformers"
         )
     return files
+
+
+def _layers_prefix(spec: VerifierSpec, files: dict[str, str]) -> str:
+    start = _find(spec, files, [f"{p}layers.0.input_layernorm.weight" for p in _PREFIXES])
+    return start.removesuffix("0.input_layernorm.weight")
 
 
 def _find(spec: VerifierSpec, files: dict[str, str], names: Iterable[str]) -> str:

@@ -8,6 +8,7 @@ from speculators.algorithms.anchors import (
     anchor_candidates,
     even_anchors,
     fill_anchors,
+    fixed_anchors,
     random_anchors,
     walk_anchors,
 )
@@ -37,6 +38,24 @@ def test_random_anchors_are_distinct_ascending_candidates(
     assert bool(candidates[found].all())
     assert bool((found.diff() > 0).all())
     assert torch.equal(found, random_anchors(candidates, budget, generator(seed)))
+
+
+def test_fixed_anchors_cut_each_response_from_its_first_token() -> None:
+    #            p  r  r  r  r  r  p  r  r  r | r  r  r  r | padding
+    documents = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, -1]
+    mask = [0, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1, 0]
+    ids = torch.tensor(documents)
+    candidates = anchor_candidates(torch.tensor(mask).bool(), ids)
+    assert candidates.nonzero().flatten().tolist() == [1, 2, 3, 4, 7, 8, 10, 11, 12]
+    for seed in range(3):
+        found = fixed_anchors(candidates, ids, 100, 2, generator(seed))
+        assert found.tolist() == [1, 3, 7, 10, 12]
+    assert fixed_anchors(candidates, ids, 100, 4, generator()).tolist() == [1, 7, 10]
+    fewer = [tuple(fixed_anchors(candidates, ids, 2, 2, generator(s)).tolist()) for s in range(20)]
+    assert len(set(fewer)) > 3
+    assert all(len(some) == 2 and set(some) <= {1, 3, 7, 10, 12} for some in fewer)
+    nothing = torch.zeros_like(candidates)
+    assert len(fixed_anchors(nothing, ids, 4, 2, generator())) == 0
 
 
 def test_random_anchors_reach_every_candidate_about_equally() -> None:

@@ -21,6 +21,7 @@ from speculators.conversion.layout import read_model, write_model
 from speculators.data.types import PackedBatch
 from speculators.data.vocabulary import DraftVocabulary
 from speculators.evaluation.decode import decode
+from speculators.training.live_bytes import LiveBytes
 from speculators.verifier.head import VerifierHead
 from speculators.verifier.model import VerifierModel
 from speculators.verifier.spec import VerifierSpec
@@ -163,6 +164,26 @@ def test_initial_loss_is_finite_at_any_depth(name: str) -> None:
         )  # fmt: skip
         out = drafter.compute_loss(make_batch(), teacher(), STEP)
         assert bool(out.loss_sum.isfinite())
+
+
+@every
+def test_what_is_computed_again_gives_the_same_gradients(name: str) -> None:
+    """And less of it is kept in between."""
+    found = []
+    for again in (False, True):
+        drafter = build(name, num_layers=2, activation_checkpointing=again).train()
+        with LiveBytes() as live:
+            output = drafter.compute_loss(make_batch((40, 30)), teacher(), StepContext(0, 1))
+            kept = live.now
+        output.loss_sum.backward()
+        found.append((kept, output.loss_sum.detach(), [p.grad for p in drafter.parameters()]))
+    (kept, loss, gradients), (less, same, ours) = found
+    assert less < 0.8 * kept
+    assert torch.equal(same, loss)
+    for a, b in zip(ours, gradients, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None and b is not None:
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
 
 
 @every

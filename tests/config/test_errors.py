@@ -84,10 +84,10 @@ OTHERS = {
 EAGLE3 = {
     "speculator.block_size=8": "no such key: speculator has name, num_layers, target_layer_ids, "
     "draft_vocab_size, init, from_pretrained, pretrained_verifier, forecast_steps, loss, "
-    "ce_labels, input_noise, sliding_window, num_attention_heads, num_key_value_heads, head_dim, "
-    "intermediate_size, rope_theta, layer_type, "
+    "ce_labels, input_noise, activation_checkpointing, sliding_window, num_attention_heads, "
+    "num_key_value_heads, head_dim, intermediate_size, rope_theta, layer_type, "
     "norm_before_residual, norm_before_fc, train_lm_head, num_draft_tokens, ttt_steps, ttt_decay, "
-    "ttt_tokens, fc_norm, norm_output, activation_checkpointing",
+    "ttt_tokens, fc_norm, norm_output",
     "speculator.ttt_steps=0": "must be 1 or more",
     "speculator.ttt_decay=0.0": "must be greater than 0",
     "speculator.layer_type=gpt2": "must be one of llama, qwen3, or null",
@@ -121,6 +121,11 @@ def test_eagle3_settings_that_exclude_each_other(overrides: list[str], line: str
 @pytest.mark.parametrize("mistakes", [KEYS_AND_TYPES, CHOICES, VALUES, OTHERS])
 def test_every_mistake_is_one_line(mistakes: dict[str, str]) -> None:
     assert sorted(problems(*mistakes)) == sorted(f"{o}: {text}" for o, text in mistakes.items())
+
+
+def test_a_choice_that_goes_on_as_typed_is_meant_first() -> None:
+    (line,) = problems("speculator=eagle")
+    assert line.startswith("speculator=eagle: no such choice: did you mean eagle3? ")
 
 
 def test_an_unreadable_override_is_named() -> None:

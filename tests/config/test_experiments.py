@@ -14,6 +14,18 @@ WITHOUT_FIGURES = {"dflash_gemma4_31b"}
 
 # speculator, verifier, data, optimizer.lr, epochs, row length; then what was published.
 GOLDEN = {
+    "dflash_ablation_anchors_fixed": (
+        *("dflash", "qwen3_4b", "open_perfectblend", 6e-4, 6, 3072),
+        4.94,
+    ),
+    "dflash_ablation_block_16_at_8": (
+        *("dflash", "qwen3_4b", "open_perfectblend", 6e-4, 6, 3072),
+        5.09,
+    ),
+    "dflash_ablation_block_8_at_16": (
+        *("dflash", "qwen3_4b", "open_perfectblend", 6e-4, 6, 3072),
+        5.02,
+    ),
     "dflash_ablation_block_8": ("dflash", "qwen3_4b", "open_perfectblend", 6e-4, 6, 3072, 5.21),
     "dflash_ablation_features_3": ("dflash", "qwen3_4b", "open_perfectblend", 6e-4, 6, 3072, 5.38),
     "dflash_ablation_layers_3": ("dflash", "qwen3_4b", "open_perfectblend", 6e-4, 6, 3072, 5.64),

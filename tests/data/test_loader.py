@@ -165,6 +165,29 @@ def test_consumer_that_stops_early_stops_the_thread(samples: SampleSet) -> None:
     assert len(source.asked) < len(samples)
 
 
+def test_whoever_waits_is_told_for_which_samples(samples: SampleSet) -> None:
+    source, asked, here = Source(), threading.Event(), threading.Event()
+    stream = source.stream
+
+    def late(groups: Iterable[Sequence[Tokens]]) -> Iterator[list[HiddenStates | None]]:
+        for number, states in enumerate(stream(groups)):
+            if number == 2:
+                asked.set()
+                assert here.wait(10)
+            yield states
+
+    source.stream = late  # type: ignore[method-assign]
+    rows = loader(samples, source, rows_ahead=1)
+    assert rows.awaited() == []
+    taken = rows.iterate(0)
+    next(taken)
+    next(taken)
+    assert asked.wait(10)
+    awaited = rows.awaited()
+    here.set()
+    assert tuple(awaited) == next(taken).sample_ids
+
+
 def test_fingerprint_follows_samples_length_and_seed(samples: SampleSet) -> None:
     first = loader(samples, Source()).fingerprint
     assert first == loader(samples, Source()).fingerprint

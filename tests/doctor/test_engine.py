@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
-from doctor.patient import drafter, in_training
-from speculators.doctor.causes import DAMAGED_CHECKPOINT, OTHER_ENGINE, OTHER_VERIFIER
+from doctor.patient import REDUCED, drafter, in_training, probes
+from speculators.algorithms.base import Drafter
+from speculators.doctor.causes import (
+    DAMAGED_CHECKPOINT,
+    OTHER_ENGINE,
+    OTHER_VERIFIER,
+    STALE_VOCABULARY,
+    WRONG_CAUSALITY,
+    WRONG_LAYER_IDS,
+    WRONG_ROPE,
+    Cause,
+)
+from speculators.doctor.drafting import ProbeDrafts
 from speculators.doctor.engine import EngineAnswers
 from speculators.doctor.finding import Finding, Verdict
 from speculators.doctor.stages import engine
@@ -37,7 +51,8 @@ def result(runs: Sequence[Sequence[int]], *mismatches: Mismatch) -> EvaluationRe
 
 
 def check(served: EvaluationResult) -> Finding:
-    answers = EngineAnswers("vllm 0.32.0", served, result(HERE))
+    here = result(HERE)
+    answers = EngineAnswers("vllm 0.32.0", served, here, lambda: here.acceptance)
     return engine.check(dataclasses.replace(in_training(drafter("dflash")), engine=answers))
 
 
@@ -74,6 +89,57 @@ def test_another_answer_is_a_tie_or_another_verifier(gap: float, verdict: Verdic
     assert found.verdict is verdict
     if verdict is Verdict.failed:
         assert (found.cause, found.where) == (OTHER_VERIFIER.name, "token 7 of prompt 1")
+
+
+SLIDING = {"sliding_window": 4, "num_sliding_layers": 1, "num_layers": 1}
+OTHERWISE: dict[str, tuple[str, dict[str, Any], dict[str, Any], Cause, str]] = {
+    "layers one higher": (
+        *("dflash", {}, {"target_layer_ids": [2, 5, 7]}),
+        *(WRONG_LAYER_IDS, "reads layers 2, 5, 7, not 1, 4, 6"),
+    ),
+    "layers one lower": (
+        *("eagle3", {}, {"target_layer_ids": [0, 3, 5]}),
+        *(WRONG_LAYER_IDS, "reads layers 0, 3, 5, not 1, 4, 6"),
+    ),
+    "slots the other way": (
+        *("dflash", SLIDING, {"sliding_causal": True}),
+        *(WRONG_CAUSALITY, "makes every slot causal"),
+    ),
+    "another theta": ("dflash", {}, {"rope_theta": 1e6}, WRONG_ROPE, "rope_theta 1,000,000"),
+    "no d2t": ("eagle3", {"vocabulary": REDUCED}, {}, STALE_VOCABULARY, "tokens 0 to 29"),
+}
+
+
+def drafted(model: Drafter[Any]) -> list[Tensor]:
+    return [ProbeDrafts(model, one).tokens for one in probes(model.config.target_layer_ids)]
+
+
+@pytest.mark.parametrize("case", OTHERWISE)
+def test_what_the_engine_does_otherwise_is_named(case: str) -> None:
+    name, base, changes, cause, words = OTHERWISE[case]
+    good, other = drafter(name, **base), drafter(name, **base, **changes)
+    if base.get("vocabulary"):
+        other.token_ids = torch.arange(len(REDUCED))
+    right = drafted(good)
+
+    def counters() -> Acceptance:
+        """Of prompts whose answers the good drafter knows, drafted by one that it is now."""
+        pairs = zip(right, drafted(engine_or_here), strict=True)
+        runs = [
+            (4 * (a == b).all(-1) + (a != b).any(-1) * (b.sum(-1) % 4)).tolist() for a, b in pairs
+        ]
+        return Acceptance.from_runs(runs, right[0].shape[1])
+
+    engine_or_here = other
+    served = dataclasses.replace(result(HERE), acceptance=counters())
+    engine_or_here = good
+    here = dataclasses.replace(result(HERE), acceptance=counters())
+    before = good.conventions()
+    answers = EngineAnswers("vllm 0.32.0", served, here, counters)
+    found = engine.check(dataclasses.replace(in_training(good), engine=answers))
+    assert (found.verdict, found.cause) == (Verdict.failed, cause.name)
+    assert words in found.evidence
+    assert good.conventions() == before
 
 
 def test_without_a_server_it_says_how_to_give_one() -> None:

@@ -288,6 +288,7 @@ def test_tables_and_charts_of_speed(tmp_path: Path) -> None:
     names = {path.stem for path in (tmp_path / "plots").glob("*.png")}
     assert names >= {"best_k", "throughput", "latency"}
     page = evaluation_markdown({**evaluation(), **more})
-    assert "| 4 | 2.500 | 9.0 | 9.0 | 360 | 9.0 | 9.0 | 240 | 1.50 | 1.40 |" in page
+    assert "| 4 | drafting | 2.500 | 9.0 | 9.0 | 360 | 1.50 | 1.40 |" in page
+    assert "| 4 | plain |  | 9.0 | 9.0 | 240 |  |  |" in page
     assert "| 1 | 2 | 1.20 | 1.40 | 1.30 |" in page
     assert evaluation()["definition"] in page

@@ -76,12 +76,13 @@ def test_no_step_waits_for_the_device(name: str, cuda: torch.device) -> None:
     assert report.moved
 
 
-def test_rows_of_one_shape_are_compiled_once(cuda: torch.device) -> None:
-    drafter, seen = build("dflash", num_layers=3, max_anchors=8).to(cuda), []
-    for step in range(5):
+def test_rows_of_one_length_are_compiled_once(cuda: torch.device) -> None:
+    """However many blocks they have room for."""
+    drafter, seen = build("dflash", num_layers=3, max_anchors=16).to(cuda).train(), []
+    for step, documents in enumerate([(24, 16), (4, 36), (40,), (20, 20), (3, 3, 34)]):
         with fused(True):
             output = drafter.compute_loss(
-                make_batch((24, 16)).to(cuda), teacher().to(cuda), StepContext(0, step)
+                make_batch(documents).to(cuda), teacher().to(cuda), StepContext(0, step)
             )
             output.loss_sum.backward()
         seen.append(num_graphs())

@@ -26,6 +26,8 @@ def overrides(shared: Path, name: str, *more: str) -> list[str]:
         "training.validate_every_steps=3",
         "training.log_every_steps=1",
         "evaluation.enabled=false",
+        "doctor.at_start=false",  # it asks for further samples, and takes half of so short a run
+        "doctor.at_checkpoints=false",
         f"cache_dir={shared / 'cache'}",
         f"output_dir={shared / name}",
         f"hidden_states.fetch.transfer_path={shared / 'transfer'}",

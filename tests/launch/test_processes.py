@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -79,6 +80,27 @@ def test_two_processes_give_the_result_of_one(launcher: str, tmp_path: Path) -> 
         results[0]["acceptance_length"], abs=0.5
     )
     assert "checkpoint:" in two.stdout
+
+
+@pytest.mark.slow
+def test_two_machines_meet_and_give_the_result_of_one(tmp_path: Path) -> None:
+    """Two agents that know of each other by the rendezvous alone; here they share a host."""
+    one = run(tmp_path / "one", "training.accumulation_steps=2", "num_threads=1")
+    assert one.returncode == 0, one.stderr
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        meeting = f"launcher.rendezvous=localhost:{probe.getsockname()[1]}"
+    shape = ("launcher=ddp", "launcher.num_nodes=2", "launcher.num_processes=1", "num_threads=1")
+    machines = [
+        subprocess.Popen(
+            command(tmp_path / "two", *shape, meeting), stderr=subprocess.PIPE, cwd=ROOT
+        )
+        for _ in range(2)
+    ]
+    for machine in machines:
+        _, text = machine.communicate(timeout=300)
+        assert machine.returncode == 0, text
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-6)
 
 
 @pytest.mark.slow

@@ -74,7 +74,7 @@ def overrides(shared: Path, folder: Path, *more: str) -> list[str]:
         f"output_dir={folder / 'run'}",
         f"hidden_states.fetch.transfer_path={folder / 'transfer'}",
         "hidden_states.fetch.backoff_seconds=0.005",
-        "hidden_states.fetch.file_timeout_seconds=0.3",
+        "hidden_states.fetch.file_timeout_seconds=2",
         "hidden_states.fetch.requests_per_endpoint=4",
         "hidden_states.fetch.prefetch_samples=6",
         *more,

@@ -23,6 +23,8 @@ CASES = [
     pytest.param("eagle3", {"num_layers": 1}, id="eagle3"),
     pytest.param("eagle3", {}, id="eagle3-deep"),
     pytest.param("eagle3", {"activation_checkpointing": True, "num_layers": 1}, id="eagle3-again"),
+    pytest.param("dflash", {"num_layers": 4, "activation_checkpointing": True}, id="dflash-again"),
+    pytest.param("peagle", {"activation_checkpointing": True}, id="peagle-again"),
     pytest.param("peagle", {"num_layers": 1, "max_anchors": 64}, id="peagle"),
     pytest.param("peagle", {"max_anchors": 64}, id="peagle-deep"),
 ]

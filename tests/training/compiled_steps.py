@@ -1,6 +1,7 @@
 """Steps of an algorithm with and without `torch.compile`, in a process of its own.
 
-The checks of annotations that tests install cannot be traced. Prints JSON.
+The checks of annotations that tests install cannot be traced. Prints JSON: the steps, or why
+nothing can be compiled here.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ import torch
 from algorithms.rows import make_batch
 from algorithms.test_every_algorithm import build, teacher
 from speculators.algorithms.base import StepContext
-from speculators.modules.compiling import fused, num_graphs
+from speculators.modules.compiling import compiler_problem, fused, num_graphs
 
 
 def main(name: str) -> None:
     """Compare losses and gradients over rows of several shapes."""
     torch.set_num_threads(1)
+    if (problem := compiler_problem(torch.device("cpu"))) is not None:
+        json.dump(problem, sys.stdout)
+        return
     drafter, found = build(name, num_layers=3), []
     for step, lengths in enumerate([(24, 16), (30,), (17, 9, 12)]):
         seen = []

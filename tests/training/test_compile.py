@@ -21,8 +21,6 @@ TESTS = Path(__file__).parents[1]
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["dflash", "eagle3", "peagle"])
 def test_compiled_steps_are_the_same_and_shapes_cost_no_graph(name: str) -> None:
-    if compiling.compiler_problem(torch.device("cpu")) is not None:
-        pytest.skip("no C++ compiler here")
     path = os.pathsep.join(map(str, (TESTS, TESTS.parent)))
     done = subprocess.run(
         [sys.executable, "-m", "training.compiled_steps", name],
@@ -33,6 +31,8 @@ def test_compiled_steps_are_the_same_and_shapes_cost_no_graph(name: str) -> None
     )
     assert done.returncode == 0, done.stderr
     steps = json.loads(done.stdout)
+    if isinstance(steps, str):
+        pytest.skip(f"nothing can be compiled here: {steps}")
     for step in steps:
         assert step["losses"][1] == pytest.approx(step["losses"][0], rel=1e-6)
         assert step["apart"] < 1e-5

@@ -274,6 +274,9 @@ class ToyRows:
     def advice(self) -> str:
         return "there is nothing to change"
 
+    def awaited(self) -> list[str]:
+        return []
+
     def row(self, epoch: int, number: int) -> PackedBatch:
         source = torch.Generator().manual_seed(1000 * epoch + number + 7919 * self.seed)
         length = int(torch.randint(12, SEQUENCE, (1,), generator=source))

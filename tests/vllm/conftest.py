@@ -87,6 +87,15 @@ def running(command: Sequence[str], port: int, log: Path) -> Iterator[str]:
             process.wait()
 
 
+@contextmanager
+def serving(vllm: str, log: Path, *what: str | Path) -> Iterator[str]:
+    """Run `vllm serve`, in the numbers of this process."""
+    port = free_port()
+    command = [vllm, "serve", *map(str, what), "--host", "127.0.0.1", "--port", str(port)]
+    with running([*command, "--dtype", "float32", "--enforce-eager"], port, log) as url:
+        yield url
+
+
 def _answers(url: str) -> bool:
     try:
         with urllib.request.urlopen(f"{url}/health", timeout=2) as answer:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from speculators.config.composition import compose
 from speculators.launch import evaluate, train
-from vllm.conftest import assert_same_drafts, free_port, running
+from vllm.conftest import assert_same_drafts, serving
 
 NUM_PROMPTS = 16
 REDUCED = "speculator.draft_vocab_size=512"
@@ -36,19 +37,33 @@ CHOICES: list[list[str]] = [
 ]  # fmt: skip
 
 
+def measure(
+    choices: list[str],
+    vllm: str,
+    cache: Path,
+    folder: Path,
+    *,
+    steps: int,
+    prompts: int,
+    tokens: int,
+) -> dict[str, Any]:
+    """Train a drafter, serve it, and decode the same prompts there and here."""
+    shared = f"cache_dir={cache}"
+    settings = [*choices, shared, f"training.max_steps={steps}", "evaluation.enabled=false"]
+    train.run(compose("train", [*settings, f"output_dir={folder / 'run'}"]))
+    checkpoint = folder / "run" / "checkpoints" / "checkpoint_best"
+    with serving(vllm, folder / "log", checkpoint) as url:
+        overrides = [f"checkpoint={checkpoint}", f"evaluation.endpoint={url}", shared]
+        overrides += [f"evaluation.num_prompts={prompts}", f"evaluation.max_new_tokens={tokens}"]
+        return evaluate.run(
+            compose("evaluate", [*overrides, f"output_dir={folder / 'evaluation'}"])
+        )
+
+
 @pytest.mark.parametrize("choices", CHOICES, ids=" ".join)
 def test_served_as_measured(choices: list[str], vllm: str, folder: Path, tmp_path: Path) -> None:
-    cache = f"cache_dir={folder / 'cache'}"
-    settings = [*choices, cache, "training.max_steps=120", "evaluation.enabled=false"]
-    train.run(compose("train", [*settings, f"output_dir={tmp_path / 'run'}"]))
-    checkpoint = tmp_path / "run" / "checkpoints" / "checkpoint_best"
-    port = free_port()
-    options = ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager"]
-    with running([vllm, "serve", str(checkpoint), *options], port, tmp_path / "log") as url:
-        overrides = [f"checkpoint={checkpoint}", f"evaluation.endpoint={url}", cache]
-        overrides += [f"evaluation.num_prompts={NUM_PROMPTS}", "evaluation.max_new_tokens=64"]
-        found = evaluate.run(
-            compose("evaluate", [*overrides, f"output_dir={tmp_path / 'evaluation'}"])
-        )
+    found = measure(
+        *(choices, vllm, folder / "cache", tmp_path), steps=120, prompts=NUM_PROMPTS, tokens=64
+    )
     assert found["lossless_prompts"] == NUM_PROMPTS
     assert_same_drafts(found)

@@ -29,6 +29,7 @@ class AnchorStrategy(Enum):
     """Where blocks start (specification, section 6)."""
 
     random = "random"
+    fixed = "fixed"
     walk = "walk"
 
 
@@ -42,7 +43,8 @@ class DFlashConfig(DraftLayersConfig):
     max_anchors: int = 512
     """Blocks trained per packed row."""
     anchor_strategy: AnchorStrategy = AnchorStrategy.random
-    """random: without replacement over all candidates; walk: where decoding would start blocks."""
+    """random: without replacement over all candidates; fixed: every block_size tokens of a
+    response; walk: where decoding would start blocks."""
     mask_token_id: int | None = None
     """Embedding row of the slots to be filled; null finds an unused one and prints it."""
     position_weights: PositionWeights = PositionWeights.exp

@@ -6,6 +6,7 @@ from speculators.algorithms.cost import (
     LayerRows,
     StepCost,
     Workload,
+    computed_again,
     dense_cost,
     head_cost,
     layer_cost,
@@ -51,6 +52,10 @@ def dflash_cost(
     )  # fmt: skip
     window = config.sliding_window or length
     sliding = config.num_sliding_layers or 0
+    after = StepCost(kept_bytes={"norms": kept * hidden * 4}) + head_cost(
+        kept, head_width or hidden, vocabulary, terms, work,
+        trained=trained_head, teacher_width=hidden,
+    )  # fmt: skip
     for index in range(config.num_layers):
         visible = min(work.visible_tokens, window if index < sliding else length)
         rows = LayerRows(
@@ -61,11 +66,12 @@ def dflash_cost(
             projected=anchors + 1 if index == 0 else None,
             finished=kept if index + 1 == config.num_layers else None,
         )
-        cost += layer_cost(sizes, rows, work)
+        layer = layer_cost(sizes, rows, work)
+        if config.activation_checkpointing:
+            entering = (rows.projected or slots) * hidden * item
+            outside = layer_cost(sizes, LayerRows(0, length, 0, 0), work)
+            layer = computed_again(layer, entering, outside=outside, gone=after.kept)
+        cost += layer
     rotations = (slots + length) * sizes.head_dim * item
     rotations *= 2 * config.num_layers if work.bfloat16 else 1
-    cost += StepCost(kept_bytes={"norms": kept * hidden * (4 + item), "rotation": rotations})
-    return cost + head_cost(
-        kept, head_width or hidden, vocabulary, terms, work,
-        trained=trained_head, teacher_width=hidden,
-    )  # fmt: skip
+    return cost + StepCost(kept_bytes={"rotation": rotations}) + after

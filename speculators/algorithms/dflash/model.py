@@ -14,10 +14,11 @@ from speculators.algorithms.anchors import (
     anchor_candidates,
     even_anchors,
     fill_anchors,
+    fixed_anchors,
     random_anchors,
     walk_anchors,
 )
-from speculators.algorithms.base import Drafter, DraftSession, Output, StepContext
+from speculators.algorithms.base import DraftSession, Output, StepContext
 from speculators.algorithms.conventions import Conventions
 from speculators.algorithms.cost import StepCost, Workload
 from speculators.algorithms.dflash import resolve as resolving
@@ -31,6 +32,7 @@ from speculators.algorithms.dflash.start import copy_layers
 from speculators.algorithms.metrics import training_metrics
 from speculators.algorithms.noise import noisy
 from speculators.algorithms.objective import labelled, on_grid, skips_unreachable, slot_losses
+from speculators.algorithms.served import ServedDrafter
 from speculators.algorithms.slots import HostRow, SlotPlan, plan_slots
 from speculators.attention.backend import prepare_attention
 from speculators.attention.layout import BlockLayout
@@ -47,7 +49,7 @@ _DRAFT_SLOTS = 4096
 _CONTEXT_MULTIPLE = 64
 
 
-class DFlashDrafter(DFlashNetwork, Drafter[DFlashConfig]):
+class DFlashDrafter(DFlashNetwork, ServedDrafter[DFlashConfig]):
     """Drafts a block in one pass: [newest token, MASK, ...] over the verifier's earlier states.
 
     Args:
@@ -60,6 +62,7 @@ class DFlashDrafter(DFlashNetwork, Drafter[DFlashConfig]):
     """
 
     speculators_model_type: ClassVar[str] = "dflash"
+    contract: ClassVar[Any] = serving
     free_serving_keys: ClassVar[frozenset[str]] = frozenset({"block_size"})
 
     def __init__(
@@ -113,7 +116,8 @@ class DFlashDrafter(DFlashNetwork, Drafter[DFlashConfig]):
         and there is no noise.
         """
         row = HostRow.of(batch)
-        layout = self._layout(row, self._choose_anchors(batch, row, step))
+        anchors = self._choose_anchors(batch, row, step)
+        layout = self._layout(row, anchors, self.config.max_anchors)
         plan = plan_slots(
             row, layout, self.draft_ids, skip_unreachable=skips_unreachable(self.config)
         )
@@ -133,11 +137,6 @@ class DFlashDrafter(DFlashNetwork, Drafter[DFlashConfig]):
             mask_token_id=self.config.mask_token_id,
         )
 
-    @classmethod
-    def served_conventions(cls, config: dict[str, Any]) -> Conventions:
-        """Return what vLLM makes of a `config.json`, see `Drafter.served_conventions`."""
-        return serving.engine_conventions(config)
-
     def step_cost(self, work: Workload) -> StepCost:
         """Count from sizes, see `Drafter.step_cost`."""
         sizes, terms = LayerSizes.of(self.config, self.spec), self.config.loss.active()
@@ -154,7 +153,7 @@ class DFlashDrafter(DFlashNetwork, Drafter[DFlashConfig]):
         size = self.config.block_size
         drafted = []
         for chunk in starts.cpu().split(max(1, _DRAFT_SLOTS // size)):
-            layout = self._layout(row, chunk)
+            layout = self._layout(row, chunk, _DRAFT_SLOTS // size)
             keep = torch.arange(len(chunk) * size).view(-1, size)[:, 1:].flatten()
             states = batch.aux[: layout.sequence_length]
             hidden = self._hidden(states, batch.input_ids, layout, keep)
@@ -166,19 +165,6 @@ class DFlashDrafter(DFlashNetwork, Drafter[DFlashConfig]):
         """Start drafting along one sequence, see `Drafter.new_session`."""
         return DFlashSession(self)
 
-    def serving_config(self) -> dict[str, Any]:
-        """Return `config.json`; `dtype` is that of serving, the writer knows that of the file."""
-        return serving.serving_config(self.config, self.spec)
-
-    @classmethod
-    def config_from_serving(cls, config: dict[str, Any]) -> DFlashConfig:
-        """Rebuild the settings, see `Drafter.config_from_serving`."""
-        return serving.config_from_serving(config)
-
-    def saved_tensors(self) -> dict[str, Tensor]:
-        """Return the trained weights, and head and maps where the vocabulary is reduced."""
-        return {name: p.detach() for name, p in self.named_parameters()} | self.saved_tables()
-
     def _choose_anchors(
         self, batch: PackedBatch, row: HostRow, step: StepContext
     ) -> Int[Tensor, "anchor"]:
@@ -189,6 +175,8 @@ class DFlashDrafter(DFlashNetwork, Drafter[DFlashConfig]):
         generator = step.generator("anchors")
         if self.config.anchor_strategy is AnchorStrategy.random:
             return random_anchors(candidates, budget, generator)
+        if self.config.anchor_strategy is AnchorStrategy.fixed:
+            return fixed_anchors(candidates, row.document_ids, budget, size, generator)
         starts = candidates.nonzero().flatten()
         if not len(starts):
             return starts
@@ -205,7 +193,9 @@ class DFlashDrafter(DFlashNetwork, Drafter[DFlashConfig]):
         right = inside & same & row.loss_mask[target] & (row.input_ids[target] == drafted)
         return dict(zip(starts.tolist(), right.cumprod(-1).sum(-1).tolist(), strict=True))
 
-    def _layout(self, row: HostRow, anchors: Int[Tensor, "anchor"]) -> BlockLayout:
+    def _layout(
+        self, row: HostRow, anchors: Int[Tensor, "anchor"], most_blocks: int
+    ) -> BlockLayout:
         """Return the blocks, filled up; on a CPU the row ends where nothing is visible any more."""
         device = self.lm_head.weight.device
         size, length = self.config.block_size, len(row.document_ids)
@@ -216,7 +206,12 @@ class DFlashDrafter(DFlashNetwork, Drafter[DFlashConfig]):
             needed = int(anchors[-1]) + 1 if len(anchors) else 1
             length = min(length, -(-needed // _CONTEXT_MULTIPLE) * _CONTEXT_MULTIPLE)
         return BlockLayout(
-            filled, len(anchors), row.document_ids[:length], row.position_ids[:length], size
+            filled,
+            len(anchors),
+            row.document_ids[:length],
+            row.position_ids[:length],
+            size,
+            most_blocks=most_blocks,
         )
 
     def _hidden(

@@ -20,6 +20,7 @@ from speculators.attention.layout import MaskRule
 from speculators.modules.decoder import BlockStates, DecoderLayer, KeyValue, LayerSizes
 from speculators.modules.gemm import Linear, pad_rows
 from speculators.modules.norm import RMSNorm
+from speculators.modules.recompute import recomputed
 from speculators.modules.rotary import inverse_frequencies, rotation
 from speculators.verifier.spec import VerifierSpec
 
@@ -103,9 +104,11 @@ class DFlashNetwork(DraftTables):
         by = rotation(positions, self.rope_frequencies)
         wanted = pad_rows(keep)
         layers = self._decoder_layers()
+        again = self.config.activation_checkpointing
         for layer, rule, memory in zip(layers[:-1], self.rules, context, strict=False):
-            states = BlockStates(layer(states, memory, by, attention[rule]))
-        last = layers[-1](states, context[-1], by, attention[self.rules[-1]], wanted)
+            states = BlockStates(recomputed(again, layer, states, memory, by, attention[rule]))
+        rule = self.rules[-1]
+        last = recomputed(again, layers[-1], states, context[-1], by, attention[rule], wanted)
         return self.norm(last)[: len(keep)]
 
     @property

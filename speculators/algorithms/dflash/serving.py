@@ -34,6 +34,7 @@ TRAINED_WITH = (
     "dpace_alpha",
     "normalization",
     "input_noise",
+    "activation_checkpointing",
 )
 """Settings kept in the checkpoint that serving does not need."""
 

@@ -9,7 +9,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from speculators.algorithms.base import Output, Proposal, TokenRows
-from speculators.algorithms.conventions import Conventions
 from speculators.algorithms.cost import StepCost, Workload
 from speculators.algorithms.dflash.cost import dflash_cost
 from speculators.algorithms.dflash.model import DFlashDrafter
@@ -42,6 +41,7 @@ class DSparkDrafter(DFlashDrafter):
     """
 
     speculators_model_type: ClassVar[str] = "dspark"
+    contract: ClassVar[Any] = serving
     config: DSparkConfig
 
     def __init__(
@@ -162,20 +162,6 @@ class DSparkDrafter(DFlashDrafter):
         """Name the Markov head's two tables, see `Drafter.token_rows`."""
         names = {"markov_w1": TokenRows.vocab, "markov_w2": TokenRows.draft}
         return {f"markov_head.{name}.weight": rows for name, rows in names.items()}
-
-    def serving_config(self) -> dict[str, Any]:
-        """Return `config.json`; `dtype` is that of serving, the writer knows that of the file."""
-        return serving.serving_config(self.config, self.spec)
-
-    @classmethod
-    def served_conventions(cls, config: dict[str, Any]) -> Conventions:
-        """Return what vLLM makes of a `config.json`, see `Drafter.served_conventions`."""
-        return serving.engine_conventions(config)
-
-    @classmethod
-    def config_from_serving(cls, config: dict[str, Any]) -> DSparkConfig:
-        """Rebuild the settings, see `Drafter.config_from_serving`."""
-        return serving.config_from_serving(config)
 
     def _wide_head(self) -> Float[Tensor, "draft_vocab width"]:
         """Return the head and the Markov head side by side."""

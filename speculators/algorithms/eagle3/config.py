@@ -34,8 +34,6 @@ class Eagle3Config(FusedLayersConfig):
     """One norm per fused state; excludes norm_before_fc."""
     norm_output: bool = False
     """Later steps read the normed output of the one before."""
-    activation_checkpointing: bool = False
-    """Compute each step again in the backward pass: memory for time."""
 
     def problems(self) -> Iterator[Problem]:
         """Check the ranges and what excludes each other."""

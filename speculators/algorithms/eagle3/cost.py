@@ -6,6 +6,7 @@ from speculators.algorithms.cost import (
     LayerRows,
     StepCost,
     Workload,
+    computed_again,
     dense_cost,
     head_cost,
     layer_cost,
@@ -38,12 +39,7 @@ def eagle3_cost(
             chain = layer_cost(sizes, rows, work, input_size=width, head_norms=norms) + fresh
             if config.activation_checkpointing and step:
                 kept = chains * (2 * hidden + 2 * _kv(sizes)) * work.item
-                chain = StepCost(
-                    chain.forward_flops,
-                    {name: 1.5 * value for name, value in chain.backward_flops.items()},
-                    {"chain": kept},
-                    sum(chain.kept_bytes.values()) + chain.working_bytes,
-                )
+                chain = computed_again(chain, kept)
             cost += chain
     cost += StepCost(kept_bytes={"norms": config.ttt_steps * chains * hidden * (4 + work.item)})
     slots = work.supervised_slots(chains, config.ttt_steps)

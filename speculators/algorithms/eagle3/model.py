@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from speculators.algorithms.anchors import anchors_with_predecessor, fill_anchors
-from speculators.algorithms.base import Drafter, DraftSession, Output, StepContext
+from speculators.algorithms.base import DraftSession, Output, StepContext
 from speculators.algorithms.conventions import Conventions
 from speculators.algorithms.cost import StepCost, Workload
 from speculators.algorithms.eagle3 import serving
@@ -27,6 +27,7 @@ from speculators.algorithms.metrics import training_metrics
 from speculators.algorithms.noise import noisy
 from speculators.algorithms.objective import labelled, on_grid, skips_unreachable, slot_losses
 from speculators.algorithms.resolving import refuse
+from speculators.algorithms.served import ServedDrafter
 from speculators.algorithms.slots import HostRow, SlotPlan, plan_slots
 from speculators.attention.backend import BlockAttention, prepare_attention
 from speculators.attention.layout import BlockLayout
@@ -42,7 +43,7 @@ from speculators.verifier.spec import VerifierSpec
 _ROW_MULTIPLE = 64
 
 
-class Eagle3Drafter(Eagle3Network, Drafter[Eagle3Config]):
+class Eagle3Drafter(Eagle3Network, ServedDrafter[Eagle3Config]):
     """Drafts one token at a time from the verifier's states, then from its own output.
 
     Args:
@@ -55,6 +56,7 @@ class Eagle3Drafter(Eagle3Network, Drafter[Eagle3Config]):
     """
 
     speculators_model_type: ClassVar[str] = "eagle3"
+    contract: ClassVar[Any] = serving
 
     def __init__(
         self,
@@ -158,24 +160,6 @@ class Eagle3Drafter(Eagle3Network, Drafter[Eagle3Config]):
         """Start drafting along one sequence, see `Drafter.new_session`."""
         return Eagle3Session(self)
 
-    def serving_config(self) -> dict[str, Any]:
-        """Return `config.json`; `dtype` is that of serving, the writer knows that of the file."""
-        return serving.serving_config(self.config, self.spec)
-
-    @classmethod
-    def served_conventions(cls, config: dict[str, Any]) -> Conventions:
-        """Return what vLLM makes of a `config.json`, see `Drafter.served_conventions`."""
-        return serving.engine_conventions(config)
-
-    @classmethod
-    def config_from_serving(cls, config: dict[str, Any]) -> Eagle3Config:
-        """Rebuild the settings, see `Drafter.config_from_serving`."""
-        return serving.config_from_serving(config)
-
-    def saved_tensors(self) -> dict[str, Tensor]:
-        """Return the trained weights, and head and maps where the vocabulary is reduced."""
-        return {name: p.detach() for name, p in self.named_parameters()} | self.saved_tables()
-
     def _layout(self, row: HostRow, starts: Int[Tensor, "start"]) -> BlockLayout:
         """Return blocks of one slot, one per start; on a CPU the row ends with the last of them."""
         device, length = self.fc.weight.device, len(row.document_ids)
@@ -185,7 +169,12 @@ class Eagle3Drafter(Eagle3Network, Drafter[Eagle3Config]):
             needed = int(starts[-1]) + 1 if len(starts) else 1
             length = min(length, -(-needed // _ROW_MULTIPLE) * _ROW_MULTIPLE)
         return BlockLayout(
-            filled, len(starts), row.document_ids[:length], row.position_ids[:length], 1
+            filled,
+            len(starts),
+            row.document_ids[:length],
+            row.position_ids[:length],
+            1,
+            most_blocks=length,
         )
 
     def _chains(

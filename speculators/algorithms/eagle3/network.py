@@ -10,12 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from speculators.algorithms.eagle3.config import Eagle3Config
 from speculators.algorithms.eagle3.fused_config import FusedLayersConfig, LayerType
@@ -26,6 +24,7 @@ from speculators.attention.layout import MaskRule
 from speculators.modules.decoder import KeyValue, LayerSizes
 from speculators.modules.gemm import Linear
 from speculators.modules.norm import RMSNorm
+from speculators.modules.recompute import recomputed
 from speculators.modules.rotary import inverse_frequencies, rotation
 from speculators.verifier.spec import VerifierSpec
 
@@ -211,14 +210,10 @@ class Eagle3Network(FusedNetwork):
             at = positions[:, None] + step + 1
             fed = normed if self.config.norm_output else state
             before = [tuple(keys) for keys in own]
-            values: Any = (following(step, normed), fed, at, base.contexts, before)
-            attend = attention(step + 1)
-            if recompute and torch.is_grad_enabled():
-                state, fresh = checkpoint(
-                    self.follow, *values, attend, use_reentrant=False, preserve_rng_state=False
-                )
-            else:
-                state, fresh = self.follow(*values, attend)
+            embedding, attend = following(step, normed), attention(step + 1)
+            state, fresh = recomputed(
+                recompute, self.follow, embedding, fed, at, base.contexts, before, attend
+            )
             for kept, keys in zip(own, fresh, strict=True):
                 kept.append(keys)
         return outputs

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from speculators.algorithms.cost import LayerRows as Rows
-from speculators.algorithms.cost import StepCost, Workload, head_cost, layer_cost
+from speculators.algorithms.cost import (
+    StepCost,
+    Workload,
+    computed_again,
+    head_cost,
+    layer_cost,
+)
 from speculators.algorithms.eagle3.cost import base_cost
 from speculators.algorithms.eagle3.fused_config import LayerType
 from speculators.algorithms.peagle.config import PEagleConfig
@@ -31,7 +37,10 @@ def peagle_cost(
         width = hidden if index else 2 * hidden
         fresh = slots * (size - 1) / size if size > 1 else slots
         rows = Rows(slots, 0.0, visible, size, projected=fresh if not index else slots)
-        cost += layer_cost(sizes, rows, work, input_size=width, head_norms=norms)
+        layer = layer_cost(sizes, rows, work, input_size=width, head_norms=norms)
+        if config.activation_checkpointing:
+            layer = computed_again(layer, slots * width * work.item)
+        cost += layer
     kept = work.supervised_slots(starts, size)
     cost += StepCost(kept_bytes={"norms": slots * hidden * (4 + work.item)})
     return cost + head_cost(

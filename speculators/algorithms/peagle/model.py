@@ -15,7 +15,7 @@ from speculators.algorithms.anchors import (
     fill_anchors,
     random_anchors,
 )
-from speculators.algorithms.base import Drafter, DraftSession, Output, StepContext
+from speculators.algorithms.base import DraftSession, Output, StepContext
 from speculators.algorithms.conventions import Conventions
 from speculators.algorithms.cost import StepCost, Workload
 from speculators.algorithms.eagle3.fused_conventions import fused_conventions
@@ -29,6 +29,7 @@ from speculators.algorithms.peagle.cost import peagle_cost
 from speculators.algorithms.peagle.network import PEagleNetwork
 from speculators.algorithms.peagle.session import PEagleSession
 from speculators.algorithms.resolving import mask_problems, refuse, unused_token
+from speculators.algorithms.served import ServedDrafter
 from speculators.algorithms.slots import HostRow, plan_slots
 from speculators.attention.backend import prepare_attention
 from speculators.attention.layout import BlockLayout
@@ -41,7 +42,7 @@ from speculators.verifier.head import VerifierHead
 from speculators.verifier.spec import VerifierSpec
 
 
-class PEagleDrafter(PEagleNetwork, Drafter[PEagleConfig]):
+class PEagleDrafter(PEagleNetwork, ServedDrafter[PEagleConfig]):
     """Drafts a block in one pass over the verifier's states, causally.
 
     Args:
@@ -54,6 +55,7 @@ class PEagleDrafter(PEagleNetwork, Drafter[PEagleConfig]):
     """
 
     speculators_model_type: ClassVar[str] = "peagle"
+    contract: ClassVar[Any] = serving
 
     def __init__(
         self,
@@ -94,7 +96,7 @@ class PEagleDrafter(PEagleNetwork, Drafter[PEagleConfig]):
             starts = random_anchors(candidates, config.max_anchors, step.generator("anchors"))
         else:
             starts = even_anchors(candidates, row.document_ids, config.max_anchors)
-        layout = self._layout(row, starts)
+        layout = self._layout(row, starts, config.max_anchors)
         size = config.num_draft_tokens
         plan = plan_slots(
             row,
@@ -138,7 +140,7 @@ class PEagleDrafter(PEagleNetwork, Drafter[PEagleConfig]):
         """Draft a block after each of `starts`, see `Drafter.draft`."""
         if not len(starts):
             return starts.new_empty((0, self.num_draft_tokens))
-        layout = self._layout(HostRow.of(batch), starts.cpu())
+        layout = self._layout(HostRow.of(batch), starts.cpu(), len(batch.input_ids))
         hidden = self._blocks(batch.aux, batch, layout)[: len(starts)]
         return self.most_likely(hidden.flatten(0, 1)).view(hidden.shape[:2])
 
@@ -146,29 +148,13 @@ class PEagleDrafter(PEagleNetwork, Drafter[PEagleConfig]):
         """Start drafting along one sequence, see `Drafter.new_session`."""
         return PEagleSession(self)
 
-    def serving_config(self) -> dict[str, Any]:
-        """Return `config.json`; `dtype` is that of serving, the writer knows that of the file."""
-        return serving.serving_config(self.config, self.spec)
-
-    @classmethod
-    def served_conventions(cls, config: dict[str, Any]) -> Conventions:
-        """Return what vLLM makes of a `config.json`, see `Drafter.served_conventions`."""
-        return serving.engine_conventions(config)
-
-    @classmethod
-    def config_from_serving(cls, config: dict[str, Any]) -> PEagleConfig:
-        """Rebuild the settings, see `Drafter.config_from_serving`."""
-        return serving.config_from_serving(config)
-
-    def saved_tensors(self) -> dict[str, Tensor]:
-        """Return the trained weights, and head and maps where the vocabulary is reduced."""
-        return {name: p.detach() for name, p in self.named_parameters()} | self.saved_tables()
-
-    def _layout(self, row: HostRow, starts: Int[Tensor, "start"]) -> BlockLayout:
+    def _layout(self, row: HostRow, starts: Int[Tensor, "start"], most_blocks: int) -> BlockLayout:
         size = self.config.num_draft_tokens
         accelerated = self.fc.weight.device.type != "cpu"
         filled = fill_anchors(starts, self.config.max_anchors, size, on_accelerator=accelerated)
-        return BlockLayout(filled, len(starts), row.document_ids, row.position_ids, size)
+        return BlockLayout(
+            filled, len(starts), row.document_ids, row.position_ids, size, most_blocks=most_blocks
+        )
 
     def _blocks(
         self,

@@ -11,11 +11,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from speculators.algorithms.eagle3.layers import ChainLayer
 from speculators.algorithms.eagle3.network import Encoded, FusedNetwork
 from speculators.algorithms.peagle.config import PEagleConfig
 from speculators.attention.backend import BlockAttention
 from speculators.attention.layout import MaskRule
-from speculators.modules.rotary import rotation
+from speculators.modules.decoder import KeyValue
+from speculators.modules.recompute import recomputed
+from speculators.modules.rotary import Rotation, rotation
 from speculators.verifier.spec import VerifierSpec
 
 
@@ -70,7 +73,20 @@ class PEagleNetwork(FusedNetwork):
         masks = self.mask_embedding.to(state.dtype).expand(shape)
         embedding = torch.cat([embeddings.to(state.dtype)[:, None], masks], 1)
         by = rotation(positions, self.rope_frequencies)
+        again = self.config.activation_checkpointing
         for layer, context in zip(self.chain_layers(), base.contexts, strict=True):
-            u, residual = layer.enter(state, embedding)
-            state = layer(u, residual, by, context, layer.keys(u, by), attend)
+            state = recomputed(again, _block, layer, state, embedding, by, context, attend)
         return self.norm(state)
+
+
+def _block(
+    layer: ChainLayer,
+    state: Float[Tensor, "row slot hidden"],
+    embedding: Float[Tensor, "row slot hidden"],
+    by: Rotation,
+    context: KeyValue,
+    attend: BlockAttention,
+) -> Float[Tensor, "row slot hidden"]:
+    """Run one layer over all slots, which attend to the base and to their block."""
+    u, residual = layer.enter(state, embedding)
+    return layer(u, residual, by, context, layer.keys(u, by), attend)

@@ -19,7 +19,15 @@ from speculators.algorithms.serving import (
 from speculators.errors import CheckpointError
 from speculators.verifier.spec import VerifierSpec
 
-TRAINED_WITH = ("max_anchors", "slot_decay", "loss", "ce_labels", "input_noise", "train_lm_head")
+TRAINED_WITH = (
+    "max_anchors",
+    "slot_decay",
+    "loss",
+    "ce_labels",
+    "input_noise",
+    "train_lm_head",
+    "activation_checkpointing",
+)
 """Settings kept in the checkpoint that serving does not need."""
 
 

@@ -126,6 +126,8 @@ class DraftLayersConfig(SpeculatorConfig):
     """ce against the token in the data, or against the verifier's most likely draftable token."""
     input_noise: float = 0.0
     """Half-width of uniform noise on the drafter's input states while training."""
+    activation_checkpointing: bool = False
+    """Compute layers, or steps of a chain, again in the backward pass: memory for time."""
     sliding_window: int | None = None
     """Window of sliding layers, in tokens; null: no layer slides."""
     num_attention_heads: int | None = None

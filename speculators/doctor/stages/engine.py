@@ -6,6 +6,7 @@ from speculators.doctor.causes import DAMAGED_CHECKPOINT, OTHER_ENGINE, OTHER_VE
 from speculators.doctor.engine import EngineAnswers
 from speculators.doctor.finding import Finding, Stage
 from speculators.doctor.subject import Subject
+from speculators.doctor.suspects import find_culprit, num_equal, same_counters
 
 STAGE = Stage(
     "engine",
@@ -22,7 +23,7 @@ def check(subject: Subject) -> Finding:
     answers = subject.engine
     if answers is None:
         return STAGE.unchecked("give doctor.endpoint=URL of a running `vllm serve CHECKPOINT`")
-    return _wrong_answer(subject, answers) or _acceptance(answers)
+    return _wrong_answer(subject, answers) or _acceptance(subject, answers)
 
 
 def _wrong_answer(subject: Subject, answers: EngineAnswers) -> Finding | None:
@@ -41,22 +42,27 @@ def _wrong_answer(subject: Subject, answers: EngineAnswers) -> Finding | None:
     return None
 
 
-def _acceptance(answers: EngineAnswers) -> Finding:
+def _acceptance(subject: Subject, answers: EngineAnswers) -> Finding:
+    """Compare acceptance lengths, and look for a culprit where single requests differ.
+
+    A drafter that has learnt little loses little by a wrong convention: its acceptance length may
+    stay within the tolerance while no request counts what it should.
+    """
     served, here = answers.served.acceptance, answers.here.acceptance
     apart = served.length / here.length - 1
     allowed = max(LARGEST_APART, 1 / max(here.num_drafts, 1))
-    same = int(((served.drafts == here.drafts) & (served.reached == here.reached).all(-1)).sum())
     measured = (
         f"tau {served.length:.3f} served, {here.length:.3f} here ({apart:+.2%}); counters of "
-        f"{same} of {here.num_prompts} requests equal"
+        f"{num_equal(served, here)} of {here.num_prompts} requests equal"
     )
-    if abs(apart) <= allowed:
+    explained = None if same_counters(served, here) else _explain(subject, answers)
+    if explained is None and abs(apart) <= allowed:
         return STAGE.passed(
             f"{answers.name} accepts what is accepted here",
             measured=measured,
             allowed=f"{allowed:.1%} apart",
         )
-    cause, evidence = _explain(answers)
+    cause, evidence = explained or (OTHER_ENGINE, "")
     return STAGE.failed(
         cause,
         f"{answers.name} accepts other drafts than decoding here",
@@ -79,10 +85,20 @@ def _first_request(answers: EngineAnswers) -> str:
     return "no single request"
 
 
-def _explain(answers: EngineAnswers) -> tuple[Cause, str]:
-    if not answers.served.acceptance.num_accepted_tokens:
+def _explain(subject: Subject, answers: EngineAnswers) -> tuple[Cause, str] | None:
+    """Name what the engine does otherwise, where doing the same here gives its counters."""
+    served = answers.served.acceptance
+    if not served.num_accepted_tokens:
         return DAMAGED_CHECKPOINT, (
             "it accepts nothing at all: as with a missing tensor or another convention, which its "
             "loader does not notice"
         )
-    return OTHER_ENGINE, ""
+    if subject.drafter is None:
+        return None
+    culprit = find_culprit(subject.drafter, served, answers.again)
+    if culprit is None:
+        return None
+    return culprit.cause, (
+        f"its counters are those of a drafter that {culprit.words}: it serves another config.json "
+        "or reads this one otherwise"
+    )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from speculators.hidden_states.online.breaker import Endpoint
 from speculators.hidden_states.online.client import VllmClient
+from speculators.hidden_states.online.completions import Ask
 from speculators.hidden_states.online.failures import (
     BadStatesError,
     NoFileError,
@@ -15,25 +15,6 @@ from speculators.hidden_states.online.failures import (
 )
 from speculators.hidden_states.online.files import wait_for_file
 from speculators.hidden_states.online.transfer import TransferFolder
-
-
-@dataclass(frozen=True)
-class Ask:
-    """A prompt to be continued.
-
-    Attributes:
-        prompt: its tokens.
-        max_new_tokens: longest answer.
-        temperature: 0 is greedy.
-        seed: of the draws.
-        stop_ids: tokens that end the answer.
-    """
-
-    prompt: Sequence[int]
-    max_new_tokens: int
-    temperature: float = 0.0
-    seed: int = 0
-    stop_ids: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -82,15 +63,7 @@ class Answering:
             AttemptError: this attempt failed.
             HiddenStateError: every attempt would.
         """
-        written = await self.client.generate(
-            endpoint.url,
-            endpoint.model,
-            request.prompt,
-            max_new_tokens=request.max_new_tokens,
-            temperature=request.temperature,
-            seed=request.seed,
-            stop_ids=request.stop_ids,
-        )
+        written = await self.client.generate(endpoint.url, endpoint.model, request)
         if written.path is not None:
             # A server that extracts does so for every request. The answer is good without the
             # file; one that never comes, or stays locked, is left to the reaper.

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from speculators.config.schema.hidden_states import HiddenStatesConfig
 from speculators.data.dialogue import Answer, Dialogue
 from speculators.hidden_states.online.accounting import LeftOut
-from speculators.hidden_states.online.answering import Ask
+from speculators.hidden_states.online.completions import Ask
 from speculators.hidden_states.online.connection import Connection
 from speculators.hidden_states.online.fetcher import LeftOutError
 from speculators.hidden_states.online.handshake import Expected

@@ -9,7 +9,7 @@ import re
 import socket
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,17 +17,10 @@ from typing import Any
 import aiohttp
 
 from speculators.errors import HiddenStateError
-from speculators.hidden_states.online.completions import (
-    asking,
-    check_answer,
-    check_echo,
-    choice_of,
-    states_path,
-)
+from speculators.hidden_states.online.completions import Ask, choice_of, states_path
 from speculators.hidden_states.online.failures import (
     BusyError,
     ForbiddenError,
-    NoFileError,
     RejectedError,
     ServerTroubleError,
 )
@@ -58,19 +51,6 @@ class ServedModel:
     name: str
     root: str
     max_model_len: int | None
-
-
-@dataclass(frozen=True)
-class Completion:
-    """One answer.
-
-    Attributes:
-        path: file of the states, as the server names it.
-        next_token: the server's greedy token after the prompt.
-    """
-
-    path: str
-    next_token: int
 
 
 @dataclass(frozen=True)
@@ -163,122 +143,37 @@ class VllmClient:
         card = cards[0]
         return ServedModel(card["id"], card.get("root") or card["id"], card.get("max_model_len"))
 
-    async def complete(self, url: str, model: str, prompt: Sequence[int]) -> Completion:
-        """Send a prompt through the model for one greedy token (vLLM specification, section 2).
-
-        Sampling is pinned: a repetition penalty of the model's generation config would move the
-        greedy token away from the teacher's.
-
-        Raises:
-            AttemptError: no usable answer.
-        """
-        prompt = list(prompt)
-        body = {"model": model, "prompt": prompt, "max_tokens": 1, "temperature": 0}
-        answer = await self._post(url, body)
-        path = states_path(answer)
-        choice = choice_of(answer)
-        if path is None:
-            raise NoFileError(
-                "answer names no hidden_states_path: was the server started for extraction "
-                "(`speculators serve`)?"
-            )
-        check_echo(choice, prompt)
-        return Completion(path, choice["token_ids"][0])
-
-    async def generate(
-        self,
-        url: str,
-        model: str,
-        prompt: Sequence[int],
-        *,
-        max_new_tokens: int,
-        temperature: float = 0.0,
-        seed: int = 0,
-        stop_ids: Sequence[int] = (),
-    ) -> Generated:
+    async def generate(self, url: str, model: str, ask: Ask) -> Generated:
         """Let the model write (data specification, section 8): token ids in, token ids out.
 
         Args:
             url: the server.
             model: name of the model there.
-            prompt: tokens.
-            max_new_tokens: longest answer.
-            temperature: 0 is greedy.
-            seed: of the draws.
-            stop_ids: tokens that end an answer, beside the model's own.
+            ask: the prompt, and how it is to be continued.
 
         Raises:
             AttemptError: no usable answer.
         """
-        prompt = list(prompt)
-        body = asking(model, prompt, max_new_tokens, temperature, seed, stop_ids)
-        answer = await self._post(url, body)
+        answer = await self._exchange("POST", **self._completion(url, ask.body(model)))
         choice = choice_of(answer)
-        check_echo(choice, prompt)
-        tokens = choice["token_ids"]
-        reason = check_answer(tokens, choice.get("finish_reason"), body)
-        return Generated(tokens, reason, states_path(answer))
+        ask.check(choice)
+        return Generated(choice["token_ids"], choice["finish_reason"], states_path(answer))
 
-    async def stream(
-        self,
-        url: str,
-        model: str,
-        prompt: Sequence[int],
-        *,
-        max_new_tokens: int,
-        temperature: float = 0.0,
-        seed: int = 0,
-        stop_ids: Sequence[int] = (),
-        cache_salt: str | None = None,
-    ) -> Streamed:
-        """Let the model write, and note when each piece arrives; see `generate`.
-
-        Args:
-            url: as there, like those not named here.
-            model: as there.
-            prompt: as there.
-            max_new_tokens: as there.
-            temperature: as there.
-            seed: as there.
-            stop_ids: as there.
-            cache_salt: requests share cached prefixes only with those of the same salt.
+    async def stream(self, url: str, model: str, ask: Ask) -> Streamed:
+        """Let the model write as `generate` does, and note when each piece arrives.
 
         Raises:
             AttemptError: no usable answer.
         """
-        prompt = list(prompt)
-        body = asking(model, prompt, max_new_tokens, temperature, seed, stop_ids)
-        body |= {"stream": True} | ({} if cache_salt is None else {"cache_salt": cache_salt})
         answer, began = Streamed(), time.perf_counter()
-        async with self._request("POST", f"{url}/v1/completions", **self._sent(body)) as response:
+        sent = self._completion(url, {**ask.body(model), "stream": True})
+        async with self._request("POST", **sent) as response:
             if response.status != 200:
                 raise _refusal(response, await response.read())
             async for event in events(response.content.iter_any()):
                 answer.add(event, time.perf_counter() - began)
-        choice = {"token_ids": answer.token_ids, "prompt_token_ids": answer.prompt_token_ids}
-        check_echo(choice_of({"choices": [choice]}), prompt)
-        check_answer(answer.token_ids, answer.finish_reason, body)
+        ask.check(vars(answer))
         return answer
-
-    async def token_logprobs(
-        self, url: str, model: str, prompt: Sequence[int], *, count: int
-    ) -> dict[int, float]:
-        """Return the log probabilities of the likeliest tokens after a prompt.
-
-        Args:
-            url: the server.
-            model: name of the model there.
-            prompt: tokens.
-            count: how many; servers allow 20 unless told otherwise.
-
-        Raises:
-            AttemptError: no usable answer.
-        """
-        body = asking(model, list(prompt), 1, 0.0, 0, ())
-        body |= {"logprobs": count, "return_tokens_as_token_ids": True}
-        choice = choice_of(await self._post(url, body))
-        found = ((choice.get("logprobs") or {}).get("top_logprobs") or [{}])[0]
-        return {int(name.rpartition(":")[2]): value for name, value in found.items()}
 
     async def metrics(self, url: str) -> str:
         """Return what `/metrics` says, in Prometheus' text format.
@@ -288,18 +183,17 @@ class VllmClient:
         """
         return (await self._read("GET", f"{url}/metrics")).decode(errors="replace")
 
-    async def _post(self, url: str, body: dict[str, Any]) -> dict[str, Any]:
-        return await self._exchange("POST", f"{url}/v1/completions", **self._sent(body))
-
-    def _sent(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Ask for a completion with nothing of the model's generation config in effect."""
-        penalties = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
-        body = {**body, **penalties, "return_token_ids": True}
+    def _completion(self, url: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Return where a request for a completion goes, and what is sent."""
         headers = {
             "Content-Type": "application/json",
             "X-Request-Id": f"{self.tag}-{next(self._numbers)}",
         }
-        return {"data": json.dumps(body).encode(), "headers": headers}
+        return {
+            "url": f"{url}/v1/completions",
+            "data": json.dumps(body).encode(),
+            "headers": headers,
+        }
 
     async def _exchange(self, method: str, url: str, **options: Any) -> dict[str, Any]:
         body = await self._read(method, url, **options)

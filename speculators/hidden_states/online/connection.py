@@ -9,10 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 from speculators.config.schema.hidden_states import FetchConfig
 from speculators.errors import HiddenStateError
-from speculators.hidden_states.online.answering import Answering, Ask, Written
+from speculators.hidden_states.online.answering import Answering, Written
 from speculators.hidden_states.online.breaker import Endpoint, EndpointPool
 from speculators.hidden_states.online.checks import StatesCheck
 from speculators.hidden_states.online.client import REQUEST_PREFIX, VllmClient, base_url
+from speculators.hidden_states.online.completions import Ask
 from speculators.hidden_states.online.exchange import Exchange, Received
 from speculators.hidden_states.online.failures import AttemptError
 from speculators.hidden_states.online.fetcher import FetchCounts, Fetcher

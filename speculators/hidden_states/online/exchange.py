@@ -12,6 +12,8 @@ from torch import Tensor
 from speculators.hidden_states.online.breaker import Endpoint
 from speculators.hidden_states.online.checks import StatesCheck
 from speculators.hidden_states.online.client import VllmClient
+from speculators.hidden_states.online.completions import Ask
+from speculators.hidden_states.online.failures import NoFileError
 from speculators.hidden_states.online.files import HeldFile, wait_for_file
 from speculators.hidden_states.online.reading import MAP_BYTES
 from speculators.hidden_states.online.transfer import TransferFolder
@@ -66,8 +68,14 @@ class Exchange:
             AttemptError: this attempt failed.
             HiddenStateError: every attempt would.
         """
-        completion = await self.client.complete(endpoint.url, endpoint.model, input_ids.tolist())
-        path = self.folder.locate(completion.path)
+        ask = Ask(input_ids.tolist(), max_new_tokens=1)
+        answer = await self.client.generate(endpoint.url, endpoint.model, ask)
+        if answer.path is None:
+            raise NoFileError(
+                "answer names no hidden_states_path: was the server started for extraction "
+                "(`speculators serve`)?"
+            )
+        path = self.folder.locate(answer.path)
         held = await wait_for_file(path, self.file_timeout_seconds)
         try:
             if held.size < MAP_BYTES:
@@ -77,7 +85,7 @@ class Exchange:
                 states = await loop.run_in_executor(self.readers, self._read, held, input_ids)
         finally:
             held.remove()
-        return Received(states, completion.next_token)
+        return Received(states, answer.token_ids[0])
 
     def _read(
         self, held: HeldFile, input_ids: Int[Tensor, "token"]

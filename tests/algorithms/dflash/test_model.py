@@ -39,7 +39,7 @@ REDUCED = DraftVocabulary(torch.arange(5, 95, 3), 96)
 def every_hidden(drafter: DFlashDrafter, batch: PackedBatch, anchors: list[int]) -> Tensor:
     """Return the head's input at slots 1.. of a block after each anchor."""
     size = drafter.config.block_size
-    layout = drafter._layout(HostRow.of(batch), torch.tensor(anchors))
+    layout = drafter._layout(HostRow.of(batch), torch.tensor(anchors), 0)
     keep = torch.arange(len(anchors) * size).view(-1, size)[:, 1:].flatten()
     states = batch.aux[: layout.sequence_length]
     hidden = drafter._hidden(states, batch.input_ids, layout, keep)

@@ -107,7 +107,7 @@ def test_loss_and_gradients_equal_the_definition(changes: dict[str, Any]) -> Non
 def test_each_token_is_drafted_after_the_one_before() -> None:
     drafter, _ = make()
     batch = make_batch((20,), padding=0, dtype=torch.float64)
-    layout = drafter._layout(HostRow.of(batch), torch.tensor([9]))
+    layout = drafter._layout(HostRow.of(batch), torch.tensor([9]), 0)
     states = batch.aux[: layout.sequence_length]
     hidden = drafter._hidden(states, batch.input_ids, layout, torch.arange(1, SIZE))
     first, second = drafter.markov_head.markov_w1.weight, drafter.markov_head.markov_w2.weight

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from speculators.hidden_states.online.client import VllmClient, base_url
+from speculators.hidden_states.online.completions import Ask
 from speculators.hidden_states.online.failures import AttemptError, ServerTroubleError
 from speculators.hidden_states.online.streaming import Streamed, events
 from speculators.testing.fake_vllm import FakeVLLM
@@ -55,17 +56,12 @@ def test_broken_streams_are_server_trouble(body: str, message: str) -> None:
         asyncio.run(taken(body))
 
 
-def ask(server: FakeVLLM, **options: object) -> Streamed:
+def ask(server: FakeVLLM, stop_ids: list[int]) -> Streamed:
     async def run() -> Streamed:
         client = VllmClient(10.0)
         try:
-            return await client.stream(
-                base_url(server.url),
-                server.model,
-                [3, 4],
-                max_new_tokens=9,
-                **options,  # type: ignore[arg-type]
-            )
+            request = Ask([3, 4], max_new_tokens=9, stop_ids=stop_ids, cache_salt="mine")
+            return await client.stream(base_url(server.url), server.model, request)
         finally:
             await client.close()
 
@@ -78,7 +74,7 @@ def test_a_server_streams_what_each_verify_call_gave(tmp_path: Path) -> None:
         drafting=lambda prompt, longest, stops: ([*prompt, 7, 8, 9, 0], [2, 0, 3]),
     )  # fmt: skip
     with server:
-        answer = ask(server, stop_ids=[0], cache_salt="mine")
+        answer = ask(server, [0])
     assert (answer.token_ids, answer.finish_reason) == ([3, 4, 7, 8, 9, 0], "stop")
     assert [count for _, count in answer.arrivals] == [1, 3, 1, 1]
     times = [seconds for seconds, _ in answer.arrivals]
@@ -92,5 +88,5 @@ def test_an_answer_that_goes_on_behind_its_end_is_refused(tmp_path: Path) -> Non
         drafting=lambda prompt, longest, stops: ([0, 7], [1]),
     )  # fmt: skip
     with server, pytest.raises(AttemptError) as caught:
-        ask(server, stop_ids=[0])
+        ask(server, [0])
     assert "goes on behind the end of the turn" in caught.value.reason
