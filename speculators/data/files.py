@@ -144,15 +144,23 @@ class _Text:
         self._stream = stream
         self._decode = codecs.getincrementaldecoder("utf-8-sig")().decode
         self._block = _BLOCK_BYTES
+        self._broken: UnicodeDecodeError | None = None
         self.text, self.cursor, self.line, self.ended = "", 0, 1, False
 
     def more(self) -> None:
         """Drop what is behind the cursor and read on; blocks double, so retries stay linear."""
+        if self._broken is not None:
+            raise self._broken
         block = self._stream.read(self._block)
         self._block *= 2
         self.ended = not block
-        self.text = self.text[self.cursor :] + self._decode(block, final=self.ended)
-        self.cursor = 0
+        try:
+            new = self._decode(block, final=self.ended)
+        except UnicodeDecodeError as error:
+            # Rows in front of the bad byte are still to be read.
+            self._broken, self.ended = error, False
+            new = error.object[: error.start].decode("utf-8")
+        self.text, self.cursor = self.text[self.cursor :] + new, 0
 
     def move_to(self, position: int) -> None:
         """Move the cursor forward, counting lines."""
@@ -198,7 +206,9 @@ def _document_rows(stream: BufferedIOBase, file: str) -> Iterator[RawRow | RowPr
             problem = "the array is not closed: the file is cut short"
             yield RowProblem(Origin(file, text.line), "malformed JSON", problem)
     except UnicodeDecodeError as error:
-        yield RowProblem(Origin(file, text.line), "not UTF-8", f"{error.reason}; not read further")
+        yield RowProblem(
+            Origin(file, text.line), "not UTF-8", f"{error.reason}; the rest is not read"
+        )
     except _DAMAGED as error:
         detail = f"{error}; the rest is not read"
         yield RowProblem(Origin(file, text.line), "damaged file", detail)

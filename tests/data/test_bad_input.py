@@ -116,6 +116,13 @@ CASES = {
     "not UTF-8": Case(
         lines(GOOD[0][:30] + b"\xff" + GOOD[0][31:]), "not UTF-8", "9: not UTF-8: byte 31 of the"
     ),
+    "not UTF-8 inside an array": Case(
+        ARRAY + b',\n{"messages": "\xff"}]',
+        "not UTF-8",
+        "7: not UTF-8: ",
+        usable=6,
+        name="rows.json",
+    ),
     "number as turns": Case(lines(b'{"messages": 3}'), "not a list of turns", "9: not a list of"),
     "history that is none": Case(
         lines(b'{"instruction": "q", "output": "a", "history": 3}'),
