@@ -113,6 +113,9 @@ def _line_rows(stream: BufferedIOBase, file: str) -> Iterator[RawRow | RowProble
         if not line:
             return
         if number == 1:
+            if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                yield RowProblem(origin, "not UTF-8", "the file is UTF-16: save it as UTF-8")
+                return
             line = line.removeprefix(codecs.BOM_UTF8)
         if not line.isspace():
             yield _parse_line(line, origin)
@@ -124,9 +127,14 @@ def _parse_line(line: bytes, origin: Origin) -> RawRow | RowProblem:
     except UnicodeDecodeError as error:
         return RowProblem(origin, "not UTF-8", f"byte {error.start + 1} of the line")
     except json.JSONDecodeError as error:
-        return RowProblem(origin, "malformed JSON", f"{error.msg} at column {error.colno}")
+        return RowProblem(origin, "malformed JSON", _json_detail(error))
     except RecursionError:
         return RowProblem(origin, "malformed JSON", "nested too deeply")
+
+
+def _json_detail(error: json.JSONDecodeError) -> str:
+    # Some of the parser's messages end with their own "at".
+    return f"{error.msg.removesuffix(' starting at').removesuffix(' at')} at column {error.colno}"
 
 
 class _Text:
@@ -181,7 +189,7 @@ def _document_rows(stream: BufferedIOBase, file: str) -> Iterator[RawRow | RowPr
                     text.more()
                     continue
                 line = text.line + text.text.count("\n", text.cursor, error.pos)
-                detail = f"{error.msg} at column {error.colno}; the rest is not read"
+                detail = f"{_json_detail(error)}; the rest is not read"
                 yield RowProblem(Origin(file, line), "malformed JSON", detail)
                 return
             yield RawRow(value, Origin(file, text.line))
