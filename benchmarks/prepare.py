@@ -8,8 +8,8 @@ disk, and run in turns, each in a process of its own on the same processors. Imp
 of the tokenizer are not counted.
 
 - straightforward: `datasets.Dataset.map` calls `apply_chat_template` for the conversation up to
-  every assistant turn, with and without that turn, and compares (with generation tags in the
-  template: once, `return_assistant_tokens_mask`);
+  every assistant turn, with and without that turn, and compares; nothing is rendered twice (with
+  generation tags in the template: once, `return_assistant_tokens_mask`);
 - this project: everything `speculators prepare` does, validation, split, counts, report included.
 """
 
@@ -84,7 +84,8 @@ def straightforward(folder: Path, file: Path, loaded: Loaded, num_processes: int
         for turn, message in enumerate(messages):
             if message["role"] == "assistant":
                 start = len(ids(messages[:turn], True))
-                stop = len(ids(messages[: turn + 1], False))
+                is_last = turn + 1 == len(messages)
+                stop = len(whole if is_last else ids(messages[: turn + 1], False))
                 mask[start:stop] = [1] * (min(stop, len(whole)) - min(start, len(whole)))
         return {"input_ids": whole[:SEQUENCE_LENGTH], "loss_mask": mask[:SEQUENCE_LENGTH]}
 

@@ -160,8 +160,24 @@ def _acceptance_row(name: str, found: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _parity(facts: Facts) -> str:
-    plain = {k: v for k, v in facts.parity.items() if isinstance(v, (str, int, float, bool))}
-    return _table(("check", "result"), plain.items()) if plain else ""
+    plain = {
+        key.replace("_", " "): value
+        for key, value in facts.parity.items()
+        if isinstance(value, (str, int, float, bool)) and value != "" and not _is_place(value)
+    }
+    stages = [
+        (one["stage"], one["verdict"], one.get("measured", ""), one.get("allowed", ""))
+        for one in facts.parity.get("findings") or ()
+        if not any(_is_place(text) for text in one.values())
+    ]
+    parts = []
+    if facts.parity.get("passed") is False:
+        parts.append("**This drafter is not served as it was trained:** see the first failure.")
+    if plain:
+        parts.append(_table(("check", "result"), plain.items()))
+    if stages:
+        parts.append(_table(("stage", "verdict", "measured", "allowed"), stages))
+    return "\n\n".join(parts)
 
 
 def _data(facts: Facts) -> str:
@@ -200,4 +216,5 @@ def _section(title: str, text: str) -> Iterator[str]:
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
     lines = [head, ("---",) * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+    cells = [[str(cell).replace("|", r"\|") for cell in line] for line in lines]
+    return "\n".join("| " + " | ".join(line) + " |" for line in cells)

@@ -113,6 +113,9 @@ def _line_rows(stream: BufferedIOBase, file: str) -> Iterator[RawRow | RowProble
         if not line:
             return
         if number == 1:
+            if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                yield RowProblem(origin, "not UTF-8", "the file is UTF-16: save it as UTF-8")
+                return
             line = line.removeprefix(codecs.BOM_UTF8)
         if not line.isspace():
             yield _parse_line(line, origin)
@@ -124,9 +127,14 @@ def _parse_line(line: bytes, origin: Origin) -> RawRow | RowProblem:
     except UnicodeDecodeError as error:
         return RowProblem(origin, "not UTF-8", f"byte {error.start + 1} of the line")
     except json.JSONDecodeError as error:
-        return RowProblem(origin, "malformed JSON", f"{error.msg} at column {error.colno}")
+        return RowProblem(origin, "malformed JSON", _json_detail(error))
     except RecursionError:
         return RowProblem(origin, "malformed JSON", "nested too deeply")
+
+
+def _json_detail(error: json.JSONDecodeError) -> str:
+    # Some of the parser's messages end with their own "at".
+    return f"{error.msg.removesuffix(' starting at').removesuffix(' at')} at column {error.colno}"
 
 
 class _Text:
@@ -136,15 +144,23 @@ class _Text:
         self._stream = stream
         self._decode = codecs.getincrementaldecoder("utf-8-sig")().decode
         self._block = _BLOCK_BYTES
+        self._broken: UnicodeDecodeError | None = None
         self.text, self.cursor, self.line, self.ended = "", 0, 1, False
 
     def more(self) -> None:
         """Drop what is behind the cursor and read on; blocks double, so retries stay linear."""
+        if self._broken is not None:
+            raise self._broken
         block = self._stream.read(self._block)
         self._block *= 2
         self.ended = not block
-        self.text = self.text[self.cursor :] + self._decode(block, final=self.ended)
-        self.cursor = 0
+        try:
+            new = self._decode(block, final=self.ended)
+        except UnicodeDecodeError as error:
+            # Rows in front of the bad byte are still to be read.
+            self._broken, self.ended = error, False
+            new = error.object[: error.start].decode("utf-8")
+        self.text, self.cursor = self.text[self.cursor :] + new, 0
 
     def move_to(self, position: int) -> None:
         """Move the cursor forward, counting lines."""
@@ -181,7 +197,7 @@ def _document_rows(stream: BufferedIOBase, file: str) -> Iterator[RawRow | RowPr
                     text.more()
                     continue
                 line = text.line + text.text.count("\n", text.cursor, error.pos)
-                detail = f"{error.msg} at column {error.colno}; the rest is not read"
+                detail = f"{_json_detail(error)}; the rest is not read"
                 yield RowProblem(Origin(file, line), "malformed JSON", detail)
                 return
             yield RawRow(value, Origin(file, text.line))
@@ -190,7 +206,9 @@ def _document_rows(stream: BufferedIOBase, file: str) -> Iterator[RawRow | RowPr
             problem = "the array is not closed: the file is cut short"
             yield RowProblem(Origin(file, text.line), "malformed JSON", problem)
     except UnicodeDecodeError as error:
-        yield RowProblem(Origin(file, text.line), "not UTF-8", f"{error.reason}; not read further")
+        yield RowProblem(
+            Origin(file, text.line), "not UTF-8", f"{error.reason}; the rest is not read"
+        )
     except _DAMAGED as error:
         detail = f"{error}; the rest is not read"
         yield RowProblem(Origin(file, text.line), "damaged file", detail)

@@ -100,19 +100,28 @@ class CheckpointExamination:
         recorded = read_recording(self.folder)
         return Certificate(examine(subject), recorded, "speculators doctor", facts)
 
+    def read(self, folder: Path) -> Drafter[Any]:
+        """Return the drafter of a checkpoint of the same run.
+
+        Raises:
+            CheckpointError: it cannot be read.
+            ConfigError: neither can its settings.
+        """
+        verifier = self.verifier
+        drafter = read_model(
+            folder,
+            spec=verifier.spec,
+            tables=verifier.tables(),
+            attention=self._config.attention,
+        )
+        return drafter.to(verifier.device).eval()
+
     def _drafter(self) -> tuple[Drafter[Any] | None, str | None]:
         """Return the drafter, or why there is none."""
-        verifier = self.verifier
         try:
-            drafter = read_model(
-                self.folder,
-                spec=verifier.spec,
-                tables=verifier.tables(),
-                attention=self._config.attention,
-            )
+            return self.read(self.folder), None
         except (CheckpointError, ConfigError) as error:
             return None, str(error).splitlines()[0]
-        return drafter.to(verifier.device).eval(), None
 
     def _served_tokenizer(self) -> VerifierTokenizer:
         """Return the tokenizer with the template an engine uses: the model's own, if not told."""

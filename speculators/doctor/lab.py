@@ -1,10 +1,15 @@
-"""Tests on the best checkpoint of a run: what tells one cause of low acceptance from another."""
+"""Tests on checkpoints of a run: what tells one cause of low acceptance from another.
+
+Decoding is that of the best checkpoint. What training said in the end is held against the newest: a
+run that has gone wrong since its best has another drafter by then.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,14 +29,17 @@ from speculators.launch.prompts_stage import held_out_prompts
 
 _ANSWER_TOKENS = 64
 _PROMPTS = 8
+_FIRST_TOKENS = 4
+"""A beginning of the text and the opening of a turn; no question fits in."""
 
 
 class Lab:
-    """One checkpoint, its verifier, and samples of both sides of the split.
+    """Two checkpoints, their verifier, and samples of both sides of the split.
 
     Args:
         config: of the command: `doctor.num_samples` and `seed` are used.
-        examination: of the checkpoint.
+        examination: of the best checkpoint.
+        newest: the newest checkpoint, which may be the same.
         data: what the run was trained on.
         console: shows progress.
     """
@@ -40,16 +48,17 @@ class Lab:
         self,
         config: Config,
         examination: CheckpointExamination,
+        newest: Path,
         data: PreparedData,
         console: Console,
     ) -> None:
-        self._config, self._examination = config, examination
+        self._config, self._examination, self._newest = config, examination, newest
         self.data, self._console = data, console
         self.verifier = examination.verifier
 
     @property
     def drafter(self) -> Drafter[Any]:
-        """The checkpoint's drafter.
+        """The best checkpoint's drafter.
 
         Raises:
             ValueError: it could not be read; the examination says why.
@@ -58,6 +67,16 @@ class Lab:
         if drafter is None:
             raise ValueError("no drafter")
         return drafter
+
+    @cached_property
+    def newest(self) -> Drafter[Any]:
+        """The newest checkpoint's drafter.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        same = self._newest.resolve() == self._examination.folder
+        return self.drafter if same else self._examination.read(self._newest)
 
     @cached_property
     def held_out(self) -> list[PackedBatch]:
@@ -82,13 +101,13 @@ class Lab:
         return [self._row(sample, layer_ids) for sample in chosen]
 
     def length(self, rows: Sequence[PackedBatch]) -> float:
-        """Return the acceptance length of a walk along rows."""
-        return self.walk(rows).length
+        """Return the acceptance length of the best drafter's walk along rows."""
+        return self.walk(self.drafter, rows).length
 
-    def walk(self, rows: Sequence[PackedBatch]) -> Acceptance:
+    def walk(self, drafter: Drafter[Any], rows: Sequence[PackedBatch]) -> Acceptance:
         """Walk along rows as decoding walks."""
         return acceptance_walk(
-            self.drafter,
+            drafter,
             self.verifier.head(),
             rows,
             end_of_turn_ids=self.verifier.tokenizer.end_of_turn_ids,
@@ -96,13 +115,18 @@ class Lab:
 
     @cached_property
     def walked_held_out(self) -> Acceptance:
-        """The walk along held-out rows."""
-        return self.walk(self.held_out)
+        """The best drafter's walk along held-out rows."""
+        return self.walk(self.drafter, self.held_out)
 
     @cached_property
-    def walked_trained_on(self) -> Acceptance:
-        """The walk along training rows."""
-        return self.walk(self.trained_on)
+    def newest_held_out(self) -> Acceptance:
+        """The newest drafter's walk along held-out rows."""
+        return self.walk(self.newest, self.held_out)
+
+    @cached_property
+    def newest_trained_on(self) -> Acceptance:
+        """The newest drafter's walk along training rows."""
+        return self.walk(self.newest, self.trained_on)
 
     @cached_property
     def decoded(self) -> Acceptance:
@@ -163,9 +187,10 @@ class Lab:
         return missed / max(count, 1)
 
     def supervised_prompts(self) -> float:
-        """Return the share of training samples whose very first token is supervised."""
+        """Return the share of training samples whose first few tokens are supervised."""
         number = min(self._config.doctor.num_samples, len(self.data.train))
-        return sum(bool(self.data.train[i].loss_mask[0]) for i in range(number)) / max(number, 1)
+        masks = (self.data.train[i].loss_mask[:_FIRST_TOKENS] for i in range(number))
+        return sum(bool(mask.any()) for mask in masks) / max(number, 1)
 
     def _row(self, sample: Sample, layer_ids: Sequence[int] | None) -> PackedBatch:
         """Return a sample as a row, cut where the run cut it already."""

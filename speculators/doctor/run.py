@@ -117,7 +117,8 @@ def with_tests(config: Config, case: Case, console: Console) -> Case:
         return dataclasses.replace(case, no_lab=str(error).splitlines()[0])
     if data is None:
         return dataclasses.replace(case, no_lab="its prepared data are not here (cache_dir)")
-    return dataclasses.replace(case, lab=Lab(config, examination, data, console))
+    lab = Lab(config, examination, case.checkpoints[-1], data, console)
+    return dataclasses.replace(case, lab=lab)
 
 
 def _prepared(

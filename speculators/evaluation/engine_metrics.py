@@ -7,6 +7,7 @@ the difference of two readings.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,6 +80,17 @@ class DraftCounters:
     def counted(text: str) -> bool:
         """Return whether a server drafts: one that does not has no such counters."""
         return any(line.startswith(_PREFIX) for line in text.splitlines())
+
+    @classmethod
+    def total(cls, counts: Sequence[DraftCounters]) -> DraftCounters:
+        """Add up what several spans of time gained; at least one."""
+        positions = zip(*(count.per_position for count in counts), strict=True)
+        return cls(
+            drafts=sum(count.drafts for count in counts),
+            draft_tokens=sum(count.draft_tokens for count in counts),
+            accepted_tokens=sum(count.accepted_tokens for count in counts),
+            per_position=tuple(map(sum, positions)),
+        )
 
     def __sub__(self, earlier: DraftCounters) -> DraftCounters:
         return DraftCounters(

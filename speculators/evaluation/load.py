@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,11 @@ SPEED_DEFINITION = (
     "first token = time from sending a request to its first token; inter-token latency = time from "
     "the first to the last token of an answer over its tokens minus one; "
     "throughput = answer tokens of all requests per second; the same prompts, lengths "
-    "and order for both servers, no cached prefixes shared between measurements"
+    "and order for both servers, which take turns, no cached prefixes shared between measurements"
 )
 """Written beside every speed of a server."""
+
+_MOST_PARTS, _FEWEST_ROUNDS = 4, 2
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,16 @@ class Speed:
     answers: tuple[Streamed, ...]
     seconds: float
     counters: DraftCounters | None = None
+
+    @classmethod
+    def joined(cls, parts: Sequence[Speed]) -> Speed:
+        """Return several measurements of one server as one."""
+        counters = [part.counters for part in parts if part.counters is not None]
+        return cls(
+            tuple(answer for part in parts for answer in part.answers),
+            sum(part.seconds for part in parts),
+            DraftCounters.total(counters) if counters else None,
+        )
 
     @property
     def tokens(self) -> int:
@@ -107,6 +120,17 @@ class Level:
                 ratio = np.mean(slow.inter_token) / max(np.mean(fast.inter_token), 1e-12)
                 found["inter_token_speedup"] = float(ratio)
         return found
+
+
+def parts(questions: Sequence[Ask], concurrency: int) -> list[Sequence[Ask]]:
+    """Split questions for servers that take turns, so that both meet the same drift of a machine.
+
+    At most four parts, each of at least two rounds: a part ends with fewer requests at once, and
+    many short ones would measure that.
+    """
+    count = max(1, min(_MOST_PARTS, len(questions) // (_FEWEST_ROUNDS * concurrency)))
+    ends = [len(questions) * number // count for number in range(count + 1)]
+    return [questions[begin:end] for begin, end in pairwise(ends)]
 
 
 async def measure(

@@ -20,7 +20,7 @@ from speculators.errors import DataError, HiddenStateError, LaunchError
 from speculators.evaluation.acceptance import Acceptance
 from speculators.evaluation.comparison import find_mismatch
 from speculators.evaluation.engine_metrics import DraftCounters
-from speculators.evaluation.load import SPEED_DEFINITION, Level, Speed, measure
+from speculators.evaluation.load import SPEED_DEFINITION, Level, Speed, measure, parts
 from speculators.evaluation.progress import DecodingProgress
 from speculators.evaluation.prompts import Prompt
 from speculators.evaluation.result import (
@@ -84,18 +84,7 @@ class _Served:
     def acceptance(self, num_draft_tokens: int) -> Acceptance:
         """Return the statistics of all its turns."""
         zero = DraftCounters(0, 0, 0, (0,) * num_draft_tokens)
-        return _total([zero, *self.counts]).acceptance()
-
-
-def _total(counts: Sequence[DraftCounters]) -> DraftCounters:
-    return DraftCounters(
-        drafts=sum(count.drafts for count in counts),
-        draft_tokens=sum(count.draft_tokens for count in counts),
-        accepted_tokens=sum(count.accepted_tokens for count in counts),
-        per_position=tuple(
-            sum(at_one) for at_one in zip(*(c.per_position for c in counts), strict=True)
-        ),
-    )
+        return DraftCounters.total([zero, *self.counts]).acceptance()
 
 
 def evaluate_served(
@@ -138,6 +127,15 @@ def evaluate_served(
     return ServedAnswers(run, done, seed)
 
 
+@dataclass(frozen=True)
+class _Side:
+    """One of the servers that are compared."""
+
+    url: str
+    model: str
+    kind: str
+
+
 @dataclass
 class _Run:
     """What stays the same over all prompts."""
@@ -158,63 +156,84 @@ class _Run:
             self.version = await client.version(url)
             counters = DraftCounters.parse(await client.metrics(url))
             self._check_drafts(counters)
+            plain = await self._baseline(client)
             done = []
             with DecodingProgress(len(prompts), console, enabled=True) as bar:
                 for prompt in prompts:
                     one = _Served(prompt)
                     counters = await self._answer(client, url, model, one, counters)
+                    if plain is not None:
+                        asked = await self._ask(client, plain, one.asked, 1, len(done))
+                        one.plain = list(asked.answers)
                     done.append(one)
                     bar.advance(
                         sum(map(len, one.answers)),
                         sum(c.drafts for c in one.counts),
                         sum(c.accepted_tokens for c in one.counts),
                     )
-            await self._levels(client, url, model, done)
+            await self._levels(client, _Side(url, model.name, "drafting"), plain, done)
             return done
         finally:
             await client.close()
 
     async def _levels(
-        self, client: VllmClient, url: str, model: ServedModel, done: Sequence[_Served]
+        self, client: VllmClient, drafting: _Side, plain: _Side | None, done: Sequence[_Served]
     ) -> None:
-        """Ask the same turns again, as many at once as asked for, of both servers."""
-        plain_url, plain_model = await self._baseline(client)
+        """Add up one request at a time, then ask the same turns, as many at once as asked for."""
         questions = [ask for one in done for ask in one.asked]
-        for concurrency in sorted({1, *self.config.concurrency}):
+        self.levels.append(self._one_at_a_time(done, plain is not None))
+        for concurrency in sorted({1, *self.config.concurrency} - {1}):
             if concurrency > len(questions):
                 raise LaunchError(
                     f"evaluation.concurrency={concurrency}: there are {len(questions)} turns to "
                     "ask only: give more prompts, or fewer requests at once"
                 )
+            found: dict[str, list[Speed]] = {"drafting": [], "plain": []}
+            for number, part in enumerate(parts(questions, concurrency)):
+                sides = [drafting] if plain is None else [drafting, plain]
+                for side in sides if number % 2 == 0 else reversed(sides):
+                    speed = await self._ask(client, side, part, concurrency, number)
+                    found[side.kind].append(speed)
+            fast, slow = found["drafting"], found["plain"]
+            self.levels.append(
+                Level(concurrency, Speed.joined(fast), Speed.joined(slow) if slow else None)
+            )
 
-            async def ask(address: str, name: str, kind: str, at_once: int = concurrency) -> Speed:
-                return await measure(
-                    *(client, address, name, questions),
-                    concurrency=at_once,
-                    salt=f"{kind}-{at_once}",
-                )
+    def _one_at_a_time(self, done: Sequence[_Served], compared: bool) -> Level:
+        """Return the level of the requests that acceptance was read from."""
+        answers = tuple(answer for one in done for answer in one.streamed)
+        counters = DraftCounters.total([c for one in done for c in one.counts])
+        fast = Speed(answers, sum(one.seconds for one in done), counters)
+        rest = tuple(answer for one in done for answer in one.plain)
+        seconds = sum(answer.last_seconds for answer in rest)
+        return Level(1, fast, Speed(rest, seconds) if compared else None)
 
-            if concurrency == 1:
-                answers = tuple(answer for one in done for answer in one.streamed)
-                counters = _total([c for one in done for c in one.counts])
-                drafting = Speed(answers, sum(one.seconds for one in done), counters)
-            else:
-                before = DraftCounters.parse(await client.metrics(url))
-                asked = await ask(url, model.name, "drafting")
-                wanted = asked.tokens - len(asked.answers)
-                after = await self._moved(client, url, before, wanted)
-                drafting = Speed(asked.answers, asked.seconds, after - before)
-            plain = await ask(plain_url, plain_model, "plain") if plain_url else None
-            self.levels.append(Level(concurrency, drafting, plain))
-            if plain is not None and concurrency == 1:
-                rest = iter(plain.answers)
-                for one in done:
-                    one.plain = [next(rest) for _ in one.prompt_ids]
+    async def _ask(
+        self,
+        client: VllmClient,
+        side: _Side,
+        questions: Sequence[Ask],
+        concurrency: int,
+        part: int,
+    ) -> Speed:
+        """Ask one server; where it drafts, with what its counters gained."""
+        drafts = side.kind == "drafting"
+        before = DraftCounters.parse(await client.metrics(side.url)) if drafts else None
+        asked = await measure(
+            *(client, side.url, side.model, questions),
+            concurrency=concurrency,
+            salt=f"{side.kind}-{concurrency}-{part}",
+        )
+        if before is None:
+            return asked
+        wanted = asked.tokens - len(asked.answers)
+        after = await self._moved(client, side.url, before, wanted)
+        return Speed(asked.answers, asked.seconds, after - before)
 
-    async def _baseline(self, client: VllmClient) -> tuple[str, str]:
-        """Return address and model of the server without drafting; empty when there is none."""
+    async def _baseline(self, client: VllmClient) -> _Side | None:
+        """Return the server without drafting, if there is one."""
         if self.config.baseline_endpoint is None:
-            return "", ""
+            return None
         url = base_url(self.config.baseline_endpoint)
         try:
             model = await client.served_model(url)
@@ -226,7 +245,7 @@ class _Run:
                 f"baseline_endpoint={url}: drafts too; start it with `vllm serve VERIFIER`"
             )
         self._check_model(model)
-        return url, model.name
+        return _Side(url, model.name, "plain")
 
     async def _answer(
         self, client: VllmClient, url: str, model: ServedModel, one: _Served, before: DraftCounters

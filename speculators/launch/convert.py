@@ -31,13 +31,12 @@ from speculators.conversion.folders import (
 )
 from speculators.conversion.hub_upload import check_repository, upload
 from speculators.conversion.integrity import CONFIG_FILE, WEIGHTS_FILE
+from speculators.doctor.certificate import PARITY_FILE, hashes
 from speculators.errors import CheckpointError, ConfigError
 from speculators.evaluation.report.run_files import RunFiles
 from speculators.launch.evaluate import FROM_CHECKPOINT, with_verifier
 from speculators.verifier.spec_reader import read_spec
 from speculators.verifier.weights import read_tables
-
-_PARITY_FILE = "parity.json"
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,8 @@ def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
 
     Raises:
         ConfigError: a layout or repository that cannot be, or no verifier named.
-        CheckpointError: the checkpoint is damaged, unknown in part, or cannot be expressed.
+        CheckpointError: the checkpoint is damaged, unknown in part, cannot be expressed, or is
+            to be uploaded although its `parity.json` says that something differs.
         LaunchError: the Hub refuses.
     """
     console = Console(highlight=False)
@@ -100,6 +100,8 @@ def _plan(config: Config) -> Plan:
     output = Path(config.output_dir).expanduser()
     refuse_filled(output)
     content = read_content(Path(config.checkpoint or "").expanduser())
+    if config.push_to_hub is not None:
+        _refuse_unproven(config, content.folder)
     source = recognise(content)
     to = choose_target(source, config.convert.to)
     if source == to and config.push_to_hub is None:
@@ -146,7 +148,6 @@ def _card(config: Config, plan: Plan, body: Body) -> str:
     folder = plan.content.folder.resolve()
     run_folder = folder.parent.parent
     known = RunFiles.read(run_folder) if (run_folder / "resolved.yaml").is_file() else None
-    parity = folder / _PARITY_FILE
     facts = Facts(
         name=config.push_to_hub or plan.output.name,
         layout=plan.to,
@@ -155,9 +156,50 @@ def _card(config: Config, plan: Plan, body: Body) -> str:
         run={} if known is None else known.config,
         data={} if known is None else known.data_report,
         evaluation={} if known is None else known.evaluation,
-        parity=json.loads(parity.read_text(encoding="utf-8")) if parity.is_file() else {},
+        parity=_certificate(folder),
     )
     return model_card(facts)
+
+
+def _certificate(folder: Path) -> dict[str, Any]:
+    """Return `parity.json` of a checkpoint, empty where there is none.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    path = folder / PARITY_FILE
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); delete it") from error
+    return found if isinstance(found, dict) else {}
+
+
+def _refuse_unproven(config: Config, folder: Path) -> None:
+    """Hold that what is published is not known to draft wrongly.
+
+    Raises:
+        CheckpointError: the doctor found a difference, or examined other files.
+    """
+    found = _certificate(folder)
+    if config.convert.allow_failed_parity or not found:
+        return
+    examined = f"speculators doctor checkpoint={folder}"
+    if found.get("passed") is False:
+        what = found.get("first_failure") or "no stage passed"
+        problem = f"says that the checkpoint is not served as it was trained: {what}"
+        remedy = f"mend it and run `{examined}` again"
+    elif any(hashes(folder).get(name) != value for name, value in found.get("files", {}).items()):
+        problem = "is of other files than those of the checkpoint"
+        remedy = f"run `{examined}`"
+    else:
+        return
+    raise CheckpointError(
+        f"push_to_hub={config.push_to_hub}: {folder / PARITY_FILE} {problem}; {remedy}, or upload "
+        "it all the same: convert.allow_failed_parity=true"
+    )
 
 
 def _push(config: Config, plan: Plan, names: Sequence[str], console: Console) -> str | None:

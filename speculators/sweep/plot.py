@@ -13,7 +13,8 @@ from speculators.sweep.leaderboard import Entry, Leaderboard
 from speculators.sweep.table import short_keys
 
 _MOST_ENTRIES = 40
-_FAR = 50
+_FAR = 20
+"""Values of which the largest is so many times the smallest stand on a logarithmic axis."""
 
 
 def draw(board: Leaderboard) -> Figure | None:
@@ -57,8 +58,8 @@ def _curve(
         axes.plot([x] * len(values), values, "_", color=MUTED, markersize=6)
     if min(xs) > 0 and max(xs) / min(xs) >= _FAR:
         axes.set_xscale("log")
-    else:
-        axes.set_xticks(xs)
+        axes.minorticks_off()
+    axes.set_xticks(xs, [f"{x:g}" for x in xs])
     axes.set_xlabel(board.columns[0])
     axes.set_ylabel(board.objective)
 

@@ -61,7 +61,11 @@ def lines(*extra: bytes) -> bytes:
 
 USERS = ("user", "user", "assistant")
 CASES = {
-    "truncated line": Case(lines(GOOD[0][:-9]), "malformed JSON", "9: malformed JSON: "),
+    "truncated line": Case(
+        lines(GOOD[0][:-3]),
+        "malformed JSON",
+        "9: malformed JSON: Unterminated string at column 112",
+    ),
     "truncated array": Case(
         ARRAY, "malformed JSON", "6: malformed JSON: the array", usable=6, name="rows.json"
     ),
@@ -111,6 +115,13 @@ CASES = {
     ),
     "not UTF-8": Case(
         lines(GOOD[0][:30] + b"\xff" + GOOD[0][31:]), "not UTF-8", "9: not UTF-8: byte 31 of the"
+    ),
+    "not UTF-8 inside an array": Case(
+        ARRAY + b',\n{"messages": "\xff"}]',
+        "not UTF-8",
+        "7: not UTF-8: ",
+        usable=6,
+        name="rows.json",
     ),
     "number as turns": Case(lines(b'{"messages": 3}'), "not a list of turns", "9: not a list of"),
     "history that is none": Case(
@@ -195,6 +206,17 @@ def test_bad_input_is_counted_and_named(
         assert named[0].startswith(f"{path}:{case.place}")
         assert named[0].endswith(f" -> {outcome}")
     assert listing.num_stops == int(case.bad and case.reason is not None)
+
+
+def test_a_file_in_another_encoding_is_named_once(
+    tmp_path: Path, check: Callable[..., Any]
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(lines().decode().encode("utf-16"))
+    listing, named = check(path)
+    assert (listing.num_rows, listing.num_stops) == (1, 1)
+    said = "not UTF-8: the file is UTF-16: save it as UTF-8 -> stops the preparation"
+    assert named == [f"{path}:1: {said}"]
 
 
 def test_turn_of_a_megabyte(tmp_path: Path, run: Callable[..., PreparedData]) -> None:

@@ -167,6 +167,22 @@ def test_generation_prompt_that_opens_a_think_block_makes_plain_answers_unstable
     )
 
 
+def test_answer_that_merges_with_the_header_is_stable_with_tools_too(
+    chat: Chat, make_fast: Callable[..., Any]
+) -> None:
+    template = (
+        "{%- if tools -%}{{- '<|im_start|>system\\n' + (tools | tojson) + '<|im_end|>\\n' -}}"
+        "{%- endif -%}{%- for m in messages -%}"
+        "{{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' -}}{%- endfor -%}"
+        "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
+    )
+    tokenizer = VerifierTokenizer(make_fast(template), template)
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    masked = mask_one(tokenizer, Conversation(chat("Hi", "\nHello").turns, "c", "s", tools))
+    assert not masked.unstable
+    assert supervised_texts(tokenizer, masked) == [["\n\nHello<|im_end|>"]]
+
+
 def test_refusal_of_the_template_is_the_reason(make_tokenizer: MakeTokenizer) -> None:
     turns = (Turn("user", "a"), Turn("user", "b"), Turn("assistant", "c"))
     masked = mask_one(make_tokenizer("strict"), Conversation(turns, "c", "s"))

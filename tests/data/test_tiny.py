@@ -16,12 +16,12 @@ from speculators.data.tiny.generate import TASKS
 
 @pytest.fixture(scope="module")
 def conversations():
-    return tiny_conversations(6000)
+    return tiny_conversations(2500)
 
 
 @pytest.fixture(scope="module")
 def prompts():
-    return tiny_prompts(1500)
+    return tiny_prompts(600)
 
 
 def test_same_seed_same_conversations(conversations):

@@ -28,6 +28,7 @@ from doctor.patient import (
     with_states,
 )
 from speculators.algorithms.dflash import model as dflash_model
+from speculators.algorithms.serving import TRAINING_KEY
 from speculators.algorithms.slots import SlotPlan, plan_slots
 from speculators.attention.layout import BlockLayout
 from speculators.conversion.folders import read_content
@@ -207,6 +208,29 @@ def other_positions(folder: Path, patch: pytest.MonkeyPatch) -> Subject:
     return in_training(drafter("dflash"))
 
 
+@planted("whole rows drafted from one state less", "drafting", causes.OTHER_FORWARD)
+def short_context(folder: Path, patch: pytest.MonkeyPatch) -> Subject:
+    return batched(patch, lambda first, end: (first, end - 1))
+
+
+@planted("whole rows drafted with one state more", "drafting", causes.LEAKING_MASK)
+def batched_leak(folder: Path, patch: pytest.MonkeyPatch) -> Subject:
+    return batched(patch, lambda first, end: (first, end + 1))
+
+
+def batched(patch: pytest.MonkeyPatch, change: Callable[[Any, Any], Any]) -> Subject:
+    """Other context where whole rows are drafted, and nowhere else."""
+    draft, bounds = dflash_model.DFlashDrafter.draft, BlockLayout.context_bounds
+
+    def drafting(self: Any, batch: Any, starts: Any) -> Any:
+        with pytest.MonkeyPatch.context() as here:
+            here.setattr(BlockLayout, "context_bounds", lambda *args: change(*bounds(*args)))
+            return draft(self, batch, starts)
+
+    patch.setattr(dflash_model.DFlashDrafter, "draft", drafting)
+    return in_training(drafter("dflash"))
+
+
 # ---- config.json ----------------------------------------------------------------------------
 
 
@@ -272,6 +296,19 @@ def silent_norm(folder: Path, patch: pytest.MonkeyPatch) -> Subject:
     )
 
 
+@planted("no number of drafted tokens in config.json", "layers read", causes.WRONG_LAYER_IDS)
+def no_proposal(folder: Path, patch: pytest.MonkeyPatch) -> Subject:
+    return edited(folder, lambda config: config["speculators_config"].pop("proposal_methods"))
+
+
+@planted("settings changed while saving", "weights", causes.CHANGED_WEIGHTS)
+def changed_settings(folder: Path, patch: pytest.MonkeyPatch) -> Subject:
+    subject = in_training(drafter("dflash"), folder)
+    assert subject.content is not None
+    subject.content.config[TRAINING_KEY]["max_anchors"] = 3
+    return subject
+
+
 # ---- prompts and tokens ---------------------------------------------------------------------
 
 
@@ -321,6 +358,40 @@ def shuffled_head(folder: Path, patch: pytest.MonkeyPatch) -> Subject:
             {"lm_head.weight": tensors["lm_head.weight"].roll(1, 0).contiguous()}
         ),
     )
+
+
+@planted("d2t without t2d", "vocabulary map", causes.STALE_VOCABULARY)
+def one_map(folder: Path, patch: pytest.MonkeyPatch) -> Subject:
+    return retensored(folder, lambda tensors: tensors.pop("t2d"))  # pyright: ignore
+
+
+@planted("t2d of a padded vocabulary", "vocabulary map", causes.STALE_VOCABULARY)
+def padded_map(folder: Path, patch: pytest.MonkeyPatch) -> Subject:
+    return retensored(
+        folder,
+        lambda tensors: tensors.update(t2d=torch.cat([tensors["t2d"], tensors["t2d"][:32] * 0])),
+    )
+
+
+@planted("maps without a head", "vocabulary map", causes.STALE_VOCABULARY)
+def no_head(folder: Path, patch: pytest.MonkeyPatch) -> Subject:
+    return retensored(folder, lambda tensors: tensors.pop("lm_head.weight"))  # pyright: ignore
+
+
+@planted("a head with too few rows", "vocabulary map", causes.STALE_VOCABULARY)
+def short_head(folder: Path, patch: pytest.MonkeyPatch) -> Subject:
+    return retensored(
+        folder,
+        lambda tensors: tensors.update({"lm_head.weight": tensors["lm_head.weight"][1:].clone()}),
+    )
+
+
+@planted("a tensor lost while saving", "weights", causes.DAMAGED_CHECKPOINT)
+def lost_while_saving(folder: Path, patch: pytest.MonkeyPatch) -> Subject:
+    subject = in_training(drafter("dflash"), folder)
+    assert subject.content is not None
+    del subject.content.tensors["norm.weight"]
+    return subject
 
 
 @planted("a file without fc.weight", "weights", causes.DAMAGED_CHECKPOINT)

@@ -1,6 +1,6 @@
-"""The table of planted faults in docs/doctor.md: what the doctor printed for each.
+"""Tables of docs/doctor.md: what the doctor printed for every planted fault and every run.
 
-Write it anew after changing a stage:  python tests/doctor/table.py
+Write them anew after changing a stage or a rule:  python tests/doctor/table.py [runs]
 """
 
 from __future__ import annotations
@@ -8,21 +8,36 @@ from __future__ import annotations
 import re
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from doctor.runs import Run, World
+    from speculators.doctor.run import RunDiagnosis
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "doctor.md"
-_BEGIN, _END = "<!-- planted faults: tests/doctor/table.py -->", "<!-- end -->"
+FAULTS = "planted faults: tests/doctor/table.py", ("planted", "named", "printed")
+RUNS = (
+    "planted runs: tests/doctor/table.py runs",
+    ("planted", "tau: training, validation, decoding", "named first", "printed"),
+)
+HEALTHY = (
+    "healthy runs: tests/doctor/table.py runs",
+    ("run", "tau: training, validation, decoding", "named"),
+)
 _NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e-?\d+)?")
+Row = tuple[str, ...]
 
 
-def rows() -> list[tuple[str, str, str]]:
+def rows() -> list[Row]:
     """Return fault, cause and line of every planted fault, in order."""
     import pytest
 
-    from doctor.planted import FAULTS
+    from doctor.planted import FAULTS as PLANTED
 
-    found = []
-    for fault in FAULTS:
+    found: list[Row] = []
+    for fault in PLANTED:
         with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
             one = fault.first_failure(Path(folder) / "checkpoint", patch)
             line = one.line.partition(f"; {one.cause}: ")[0].replace(folder, "DIR")
@@ -30,14 +45,44 @@ def rows() -> list[tuple[str, str, str]]:
     return found
 
 
-def with_table(text: str, found: list[tuple[str, str, str]]) -> str:
+def examined(run: Run, world: World) -> RunDiagnosis:
+    """Make a run, and let the doctor read it."""
+    from rich.console import Console
+
+    from speculators.doctor.run import diagnose_run
+
+    asked = world.config("none", [f"run={run.make(world)}"], "doctor")
+    return diagnose_run(asked, Console(quiet=True))
+
+
+def run_row(run: Run, found: RunDiagnosis) -> Row:
+    """Return the line of a run in its table."""
+    lengths = next((one for one in found.signatures if one.name == "tau by stage"), None)
+    taus = "not trained" if lengths is None else ", ".join(_taus(lengths.numbers))
+    if not found.diagnoses:
+        return run.text, taus, "nothing"
+    first = found.diagnoses[0]
+    printed = "; ".join(text for text in (first.signature, first.test) if text)
+    named = first.cause.name + ("" if first.certainty.value == "confirmed" else " (suspected)")
+    return (run.text, taus, named, printed) if run.cause else (run.text, taus, named)
+
+
+def _taus(numbers: str) -> list[str]:
+    return [part.rpartition(" ")[2] for part in numbers.split(", ")]
+
+
+def line(row: Row) -> str:
+    """Return a row of a table."""
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |"
+
+
+def with_table(text: str, kind: tuple[str, Row], found: Sequence[Row]) -> str:
     """Return the document with the table of `found`."""
-    lines = ["| planted | named | printed |", "|---|---|---|"]
-    lines += [
-        f"| {text} | {cause} | {line.replace('|', chr(92) + '|')} |" for text, cause, line in found
-    ]
-    head, _, rest = text.partition(_BEGIN)
-    return "\n".join([f"{head}{_BEGIN}", *lines, _END]) + rest.partition(_END)[2]
+    name, head = kind
+    begin, end = f"<!-- {name} -->", "<!-- end -->"
+    lines = [line(head), "|" + "---|" * len(head), *map(line, found)]
+    before, _, rest = text.partition(begin)
+    return "\n".join([f"{before}{begin}", *lines, end]) + rest.partition(end)[2]
 
 
 def masked(text: str) -> str:
@@ -45,6 +90,22 @@ def masked(text: str) -> str:
     return _NUMBER.sub("#", text)
 
 
+def main() -> None:
+    """Write the tables of faults, or of runs."""
+    from doctor.runs import HEALTHY as SOUND
+    from doctor.runs import PLANTED, World
+
+    text = DOCUMENT.read_text(encoding="utf-8")
+    if sys.argv[1:] != ["runs"]:
+        text = with_table(text, FAULTS, rows())
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            world = World(Path(folder))
+            for kind, runs in ((HEALTHY, SOUND), (RUNS, PLANTED)):
+                text = with_table(text, kind, [run_row(run, examined(run, world)) for run in runs])
+    DOCUMENT.write_text(text, encoding="utf-8")
+
+
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
-    DOCUMENT.write_text(with_table(DOCUMENT.read_text(encoding="utf-8"), rows()), encoding="utf-8")
+    main()

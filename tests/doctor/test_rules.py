@@ -45,7 +45,8 @@ class Laboratory:
         self.data = SimpleNamespace(validation=None)
         self.decoded = SimpleNamespace(length=self.lengths["own"])
         self.walked_held_out = SimpleNamespace(length=self.held_out_length)
-        self.walked_trained_on = SimpleNamespace(length=self.trained)
+        self.newest_held_out = self.walked_held_out
+        self.newest_trained_on = SimpleNamespace(length=self.trained)
 
     def shifted_shares(self, offsets: Sequence[int]) -> dict[int, float]:
         return {offset: self.shares[offset] for offset in offsets}
@@ -121,7 +122,10 @@ PLANTED: dict[str, tuple[Cause, dict[str, Any]]] = {
         causes.WRONG_LAYER_IDS,
         {
             "evaluation": {"acceptance_length": 1.1},
-            "lab": {"held_out_length": 1.1, "lengths": {"own": 1.1, "higher": 2.2, "lower": 1.0}},
+            "lab": {
+                "held_out_length": 1.1,
+                "lengths": {"own": 1.1, "higher": 2.2, "lower": 1.0, "descending": 1.0},
+            },
         },
     ),
     "layers in descending order": (

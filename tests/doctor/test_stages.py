@@ -11,7 +11,8 @@ from doctor.patient import REDUCED, checkpoint, drafter, in_training
 from doctor.planted import FAULTS, Fault
 from speculators.config.schema import FloatType
 from speculators.data.vocabulary import DraftVocabulary
-from speculators.doctor.chain import examine
+from speculators.doctor import stages
+from speculators.doctor.chain import CHAIN, examine
 from speculators.doctor.finding import Finding, Verdict
 
 
@@ -35,6 +36,14 @@ def test_nothing_differs_where_nothing_is_wrong(
     read = examine(checkpoint(built, tmp_path / "later", dtype))
     assert named(read, Verdict.failed) == set()
     assert named(read, Verdict.unchecked) == {"engine"}
+
+
+def test_no_stage_is_without_a_planted_fault() -> None:
+    """A stage that always passes fails a test below; the engine's are in test_engine.py."""
+    modules = {module for module in vars(stages).values() if hasattr(module, "check")}
+    names = {getattr(m, "STAGE", None) or m.check.stage for m in modules}
+    assert len(names) == len(CHAIN)
+    assert {stage.name for stage in names} - {fault.stage for fault in FAULTS} == {"engine"}
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)

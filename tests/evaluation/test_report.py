@@ -204,7 +204,9 @@ def test_whole_report(tmp_path: Path) -> None:
 def test_same_run_same_page(tmp_path: Path) -> None:
     fill(tmp_path)
     files = RunFiles.read(tmp_path)
-    assert render(files, charts(files)) == render(files, charts(files))
+    bars, lines, *_ = charts(files)  # drawing is what takes the time: one of each kind
+    again, once_more, *_ = charts(files)
+    assert render(files, [bars, lines]) == render(files, [again, once_more])
 
 
 @pytest.mark.parametrize(
@@ -213,7 +215,7 @@ def test_same_run_same_page(tmp_path: Path) -> None:
 )
 def test_sections_without_their_file_are_left_out(tmp_path: Path, missing: str) -> None:
     files = RunFiles.read(fill(tmp_path, without=missing))
-    parsed = _Page(render(files, charts(files)[:2]))
+    parsed = _Page(render(files, charts(files)[:1]))
     gone = {section for section, file in SECTIONS.items() if file == missing}
     assert set(SECTIONS) - set(parsed.ids) == gone
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +17,11 @@ from speculators.config.schema import EvaluationConfig
 from speculators.errors import DataError, LaunchError
 from speculators.evaluation.decode import decode
 from speculators.evaluation.evaluate import evaluate
-from speculators.evaluation.load import Speed
+from speculators.evaluation.load import Speed, parts
 from speculators.evaluation.prompts import Prompt
 from speculators.evaluation.served import ServedAnswers, ServedCheckpoint, evaluate_served
 from speculators.evaluation.summary import summary_table
+from speculators.hidden_states.online.completions import Ask
 from speculators.hidden_states.online.streaming import Streamed
 from speculators.testing.fake_vllm import FakeVLLM
 from speculators.testing.toy_verifier import ToyVerifier
@@ -218,6 +220,44 @@ def test_the_same_turns_at_every_concurrency_of_both_servers(
     asked = [call.token_ids for call in baseline.calls]
     assert sorted(asked) == sorted([call.token_ids for call in server.calls])
     assert "first token" in speeds["definition"]
+
+
+def test_servers_take_turns_so_that_a_slower_machine_slows_both(
+    serve: Callable[..., FakeVLLM], engine: Engine
+) -> None:
+    """Neither server is asked everything before the other has been asked anything."""
+    order: list[str] = []
+
+    def noted(name: str, answers: Any) -> Any:
+        def answer(*asked: Any) -> Any:
+            order.append(name)
+            return answers(*asked)
+
+        return answer
+
+    server = serve(drafting=noted("drafting", engine))
+    baseline = serve(drafting=noted("plain", Plain(engine)), num_draft_tokens=0)
+    config = replace(CONFIG, concurrency=[1, 2], baseline_endpoint=baseline.url)
+    ask(server, config=config, prompts=PROMPTS * 4)
+    count = len(order) // 2
+    one_at_a_time, two_at_a_time = order[:count], order[count:]
+    for asked in (one_at_a_time, two_at_a_time):
+        assert asked.count("drafting") == asked.count("plain") == count // 2
+    runs = [name for name, _ in itertools.groupby(one_at_a_time)]
+    assert runs == ["drafting", "plain"] * (len(PROMPTS) * 4)
+    runs = [name for name, _ in itertools.groupby(two_at_a_time)]
+    assert runs == ["drafting", "plain", "drafting", "plain", "drafting"]  # there, back, there, ...
+
+
+@pytest.mark.parametrize(
+    ("number", "concurrency", "sizes"),
+    [(80, 1, [20] * 4), (80, 16, [40, 40]), (80, 64, [80]), (5, 2, [5]), (13, 3, [6, 7])],
+)
+def test_parts_keep_servers_busy(number: int, concurrency: int, sizes: list[int]) -> None:
+    questions = [Ask([i], 1) for i in range(number)]
+    found = parts(questions, concurrency)
+    assert [len(part) for part in found] == sizes
+    assert [one for part in found for one in part] == questions
 
 
 def test_differences_from_the_baseline_are_named(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,10 +17,13 @@ from safetensors.torch import load_file
 from launch.hub_standin import HubStandIn, serving
 from speculators.algorithms.dflash.config import DFlashConfig
 from speculators.algorithms.dflash.model import DFlashDrafter
+from speculators.cli import main
 from speculators.config.composition import compose
 from speculators.config.schema import FloatType
 from speculators.conversion.layout import write_model
 from speculators.data.vocabulary import DraftVocabulary
+from speculators.doctor.certificate import PARITY_FILE, Certificate
+from speculators.doctor.finding import Finding, Verdict
 from speculators.errors import CheckpointError, ConfigError
 from speculators.launch import convert
 from speculators.verifier.spec_reader import read_spec
@@ -188,10 +192,62 @@ def test_without_a_run_the_card_has_what_is_known(run_folder: Path, tmp_path: Pa
     assert titles == ["# drafter", "## How to serve"]
 
 
-def upload(run_folder: Path, output: Path, address: str, token: str) -> Any:
+def certified(run_folder: Path, to: Path, **changes: Any) -> Path:
+    """A checkpoint with a certificate as the doctor writes it."""
+    shutil.copytree(best(run_folder), to)
+    found = [
+        Finding("rope", Verdict.passed, "equal", measured="theta 10000"),
+        Finding(
+            "causality", Verdict.failed, "training and engine differ", "layer_types",
+            "causal", "bidirectional", "wrong causality",
+        ),
+    ]  # fmt: skip
+    values = Certificate(found, None, "speculators doctor").to_dict(to) | changes
+    (to / PARITY_FILE).write_text(json.dumps(values))
+    return to
+
+
+def test_what_the_doctor_found_wrong_is_not_uploaded_unless_asked_for(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failed, output = certified(run_folder, tmp_path / "failed"), tmp_path / "new"
+    words = ["push_to_hub=me/drafter", f"checkpoint={failed}", f"output_dir={output}"]
+    with serving(hub := HubStandIn(TOKEN)):
+        assert main(["convert", *words]) == CheckpointError.exit_code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        f"error: push_to_hub=me/drafter: {failed}/parity.json says that the checkpoint is not "
+        "served as it was trained: causality: training and engine differ at layer_types: causal "
+        "(allowed bidirectional); wrong causality: ; mend it and run `speculators doctor "
+        f"checkpoint={failed}` again, or upload it all the same: convert.allow_failed_parity=true"
+    )
+    assert hub.files == {}
+    assert not output.exists()
+
+    allowed = ["convert.allow_failed_parity=true"]
+    with serving(hub) as address:
+        done = upload(failed, output, address, TOKEN, *allowed)
+    assert done.returncode == 0, done.stderr
+    card = hub.files["me/drafter"]["README.md"].decode()
+    assert "**This drafter is not served as it was trained:** see the first failure." in card
+    assert "| causality | failed | causal | bidirectional |" in card
+    assert "| rope | passed | theta 10000 |  |" in card
+
+
+def test_a_certificate_of_other_files_proves_nothing(run_folder: Path, tmp_path: Path) -> None:
+    checkpoint = certified(run_folder, tmp_path / "edited", passed=True)
+    run(checkpoint, tmp_path / "before", "push_to_hub=me/drafter", "dry_run=true")
+    with (checkpoint / "config.json").open("a") as file:
+        file.write("\n")
+    with pytest.raises(CheckpointError, match=r"parity\.json is of other files than those of the"):
+        run(checkpoint, tmp_path / "after", "push_to_hub=me/drafter", "dry_run=true")
+    run(checkpoint, tmp_path / "there", "convert.to=z_lab")  # stays at home: no proof is asked for
+
+
+def upload(checkpoint: Path, output: Path, address: str, token: str, *more: str) -> Any:
     """Run the command as a process: the Hub's client reads its settings when it is imported."""
     environment = os.environ | {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_TOKEN": token}
-    words = [f"checkpoint={best(run_folder)}", f"output_dir={output}", "push_to_hub=me/drafter"]
+    words = [f"checkpoint={checkpoint}", f"output_dir={output}", "push_to_hub=me/drafter", *more]
     return subprocess.run(
         [sys.executable, "-m", "speculators", "convert", *words, "convert.private=true"],
         capture_output=True,
@@ -205,7 +261,7 @@ def upload(run_folder: Path, output: Path, address: str, token: str) -> Any:
 def test_upload_is_one_folder_with_its_card(run_folder: Path, tmp_path: Path) -> None:
     hub, output = HubStandIn(TOKEN), tmp_path / "new"
     with serving(hub) as address:
-        done = upload(run_folder, output, address, TOKEN)
+        done = upload(best(run_folder), output, address, TOKEN)
     assert done.returncode == 0, done.stderr
     assert f"uploaded:    {address}/me/drafter/commit/{'a' * 40}" in done.stdout
     assert hub.private == {"me/drafter": True}
@@ -220,7 +276,7 @@ def test_upload_is_one_folder_with_its_card(run_folder: Path, tmp_path: Path) ->
 def test_a_refused_upload_leaves_a_complete_folder(run_folder: Path, tmp_path: Path) -> None:
     hub, output = HubStandIn(TOKEN), tmp_path / "new"
     with serving(hub) as address:
-        done = upload(run_folder, output, address, "wrong")
+        done = upload(best(run_folder), output, address, "wrong")
     assert done.returncode == 6
     (line,) = [text for text in done.stderr.splitlines() if text.startswith("error: ")]
     assert line.startswith("error: push_to_hub=me/drafter: ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -198,26 +199,38 @@ def _prompt(line: str) -> list[int]:
 def test_a_killed_start_loses_only_what_was_under_way(
     server: FakeVLLM, shared: Path, tmp_path: Path, undisturbed: Any
 ) -> None:
-    server.latency_seconds = 0.1
+    # The server answers twelve questions and holds the others back: the kill finds requests under
+    # way however fast the processes are.
+    asked = itertools.count(1)
+    server.faults.add(
+        Fault(K.hang, seconds=3600.0),
+        count=None,
+        when=lambda call: call.max_tokens > 1 and next(asked) > 12,
+    )
     arguments = overrides(shared, tmp_path, *online(server))
     command = [sys.executable, "-m", "speculators", "prepare", *arguments]
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while len(generations(server)) < 12 and time.monotonic() < deadline:
-        time.sleep(0.01)
+    deadline = time.monotonic() + 120  # not part of what is tested: a hang shall end
+    while not (answered_lines(tmp_path) == 12 and len(generations(server)) > 12):
+        assert child.poll() is None, "it ended although answers are held back"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
-    time.sleep(0.3)  # what had been sent arrives
-    asked = len(generations(server))
-    (ledger,) = (tmp_path / "cache" / "regenerated").glob("*/answers.jsonl")
-    answered = ledger.read_text().count("\n")
-    assert 0 < answered < asked <= answered + 4  # requests in flight
-    server.latency_seconds = 0.0
+    assert answered_lines(tmp_path) == 12
+    answered = {call.token_ids for call in generations(server)[:12]}
+    before = len(server.calls)
+    server.faults.clear()
     data = prepared(configured(shared, tmp_path, *online(server)))
     assert content(data) == undisturbed
-    assert data.report.num_remembered_answers == answered
-    total = sum(data.report.finish_reasons.values())
-    assert len(generations(server)) == asked + total - answered
+    assert data.report.num_remembered_answers == 12
+    assert answered.isdisjoint(call.token_ids for call in server.calls[before:])
+    assert answered_lines(tmp_path) == sum(data.report.finish_reasons.values())
+
+
+def answered_lines(folder: Path) -> int:
+    ledgers = list((folder / "cache" / "regenerated").glob("*/answers.jsonl"))
+    return sum(ledger.read_text().count("\n") for ledger in ledgers)
 
 
 def test_a_refused_conversation_is_counted_and_named(

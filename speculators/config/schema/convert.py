@@ -21,6 +21,8 @@ class ConvertConfig:
     """Tokens of one proposal, for layouts that do not store it; null: the algorithm's default."""
     private: bool = False
     """Make a new hub repository private."""
+    allow_failed_parity: bool = False
+    """Upload also what the doctor found served otherwise than trained; the card says so."""
 
     def problems(self) -> Iterator[Problem]:
         """Check the ranges."""

@@ -18,7 +18,7 @@ def look(case: Case) -> Diagnosis | None:
     signature = f"training says tau {said:.2f} of its blocks, acceptance is {got:.2f}"
     if case.lab is None:
         return suspected(LEAKING_MASK, signature, "not made: draft along training rows")
-    drafted = case.lab.walked_trained_on.length
+    drafted = case.lab.newest_trained_on.length
     if not _apart(said, drafted):
         return None  # right on what it was trained on: it has learnt, if by heart
     return confirmed(

@@ -1,4 +1,4 @@
-"""Good validation, bad decoding: states of training came from other layers than those now read."""
+"""States of training came from other layers than those that are read now."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from speculators.doctor.case import Case
 from speculators.doctor.causes import SWAPPED_LAYERS, WRONG_LAYER_IDS, Cause
 from speculators.doctor.diagnosis import Diagnosis, Rule, confirmed, suspected
 
-_SHARE_LOST = 0.6
-"""Decoding that keeps less than this share of what validation promised is worth a look."""
 _LEARNT = 1.3
-"""Below, nothing was promised."""
-_TIMES, _MORE = 1.5, 0.2
+"""Below, a drafter makes no use of its states yet."""
+_SHARE_LOST = 0.6
+"""Without a test: decoding that keeps less than this share of what validation promised."""
+_TIMES, _MORE = 1.1, 0.05
+"""The same rows are walked with each reading, and a drafter does best with the layers it was
+trained on: in healthy runs no other reading got beyond 0.98 times their tau - 1. Of planted ones
+the layers one higher reached 1.2 times those read now, the right order 1.6 times. Decoding alone
+need not show it: neighbouring layers are alike."""
 
 
 def look(case: Case) -> Diagnosis | None:
@@ -20,25 +24,31 @@ def look(case: Case) -> Diagnosis | None:
     promised, got = case.validated, case.decoded.get("acceptance_length")
     if promised is None or promised < _LEARNT:
         return None
-    if got is None and case.lab is not None:
-        got = case.lab.decoded.length
-    if got is None or got - 1 > _SHARE_LOST * (promised - 1):
-        return None
-    signature = f"validation promised tau {promised:.2f}, decoding found {got:.2f}"
+    found = "" if got is None else f", decoding found {got:.2f}"
+    signature = f"validation promised tau {promised:.2f}{found}"
     if case.lab is None:
+        if got is None or got - 1 > _SHARE_LOST * (promised - 1):
+            return None
         return suspected(
             WRONG_LAYER_IDS,
             signature,
             "not made: walk along held-out rows with states of the layers one higher and one lower",
         )
     own = case.lab.walked_held_out.length
+    best = max(_walks(case), key=lambda walk: walk[2], default=None)
+    if best is None or best[2] - 1 <= _TIMES * (own - 1) or best[2] - own <= _MORE:
+        return None
+    cause, text, other = best
+    return confirmed(cause, signature, f"held-out rows give tau {own:.2f}, with {text} {other:.2f}")
+
+
+def _walks(case: Case) -> Iterator[tuple[Cause, str, float]]:
+    """Yield the acceptance length of every other reading."""
+    if case.lab is None:
+        return
     for cause, text, layer_ids in _readings(case):
-        other = case.lab.length(case.lab.rows(case.lab.data.validation, layer_ids))
-        if other - 1 > _TIMES * (own - 1) and other - own > _MORE:
-            return confirmed(
-                cause, signature, f"held-out rows give tau {own:.2f}, with {text} {other:.2f}"
-            )
-    return None
+        rows = case.lab.rows(case.lab.data.validation, layer_ids)
+        yield cause, text, case.lab.length(rows)
 
 
 def _readings(case: Case) -> Iterator[tuple[Cause, str, list[int]]]:

@@ -6,7 +6,9 @@ from speculators.doctor.case import Case
 from speculators.doctor.causes import OVERFIT
 from speculators.doctor.diagnosis import Diagnosis, Rule, confirmed, suspected
 
-_TIMES, _MORE = 1.5, 0.3
+_TIMES, _MORE = 2.0, 0.5
+"""Every drafter knows its training rows better: one of 135 conversations, after seven passes and
+still getting better, walks 1.83 along them and 1.52 along others."""
 
 
 def look(case: Case) -> Diagnosis | None:
@@ -21,7 +23,7 @@ def look(case: Case) -> Diagnosis | None:
         signature += f", best at step {case.validations[best]['step']}"
     if case.lab is None:
         return suspected(OVERFIT, signature, "not made: draft along training rows")
-    trained, held_out = case.lab.walked_trained_on.length, case.lab.walked_held_out.length
+    trained, held_out = case.lab.newest_trained_on.length, case.lab.newest_held_out.length
     if not _apart(trained, held_out):
         return None
     return confirmed(

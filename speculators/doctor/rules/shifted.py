@@ -7,8 +7,9 @@ from speculators.doctor.causes import SHIFTED_LABELS
 from speculators.doctor.diagnosis import Diagnosis, Rule, confirmed
 
 _OFFSETS = (-1, 0, 1, 2)
-_LOW = 0.3
-_TIMES = 2.0
+_TIMES, _MORE = 2.0, 0.1
+"""In healthy runs of 300 steps 36 to 48 % of first tokens stand in their place and at most 11 % in
+another; where labels were planted one token late, 9 % and 31 %."""
 
 
 def look(case: Case) -> Diagnosis | None:
@@ -17,7 +18,7 @@ def look(case: Case) -> Diagnosis | None:
         return None
     shares = case.lab.shifted_shares(_OFFSETS)
     best = max(_OFFSETS, key=shares.__getitem__)
-    if best == 0 or shares[best] < _TIMES * shares[0] or shares[best] - shares[0] < _LOW:
+    if best == 0 or shares[best] < _TIMES * shares[0] or shares[best] - shares[0] < _MORE:
         return None
     return confirmed(
         SHIFTED_LABELS,

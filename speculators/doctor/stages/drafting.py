@@ -18,6 +18,8 @@ STAGE = Stage(
 FEWEST_EQUAL = 0.95
 """Share of equal tokens in bf16 arithmetic, where only first tokens that were clear choices count;
 in fp32 all are equal."""
+_STATES = (3.0, -5.0)
+"""Values that states behind a draft's start are filled with."""
 NOTHING_CLEAR = "no draft was a clear choice that rounding could not change"
 
 
@@ -67,14 +69,13 @@ def comparable(drafts: ProbeDrafts, *, exact: bool) -> Bool[Tensor, "start draft
 
 def _sees_ahead(subject: Subject) -> str:
     """Say whether batched drafts change with states that do not exist yet."""
-    drafter, probe = subject.drafter, subject.probes[0]
+    drafter, none = subject.drafter, torch.empty(0, dtype=torch.int64)
     if drafter is None:
         return ""
-    none = torch.empty(0, dtype=torch.int64)
-    starts = subject.drafts[0].starts[:1]
-    rows = [probe.continued(at, none, 1, value) for at in starts for value in (3.0, -5.0)]
-    at = torch.tensor(starts, dtype=torch.int64, device=probe.states.aux.device)
-    drafts = [drafter.draft(row, at) for row in rows]
-    if len(drafts) == 2 and not torch.equal(*drafts):
-        return "they change with the state of the newest token, which does not exist yet"
+    for drafts in subject.drafts:
+        for start in drafts.starts:
+            rows = [drafts.probe.continued(start, none, 1, value) for value in _STATES]
+            at = torch.tensor([start], dtype=torch.int64, device=drafts.probe.states.aux.device)
+            if not torch.equal(*(drafter.draft(row, at) for row in rows)):
+                return "they change with the state of the newest token, which does not exist yet"
     return ""

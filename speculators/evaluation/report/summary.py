@@ -113,7 +113,8 @@ def facts(files: RunFiles) -> list[tuple[str, str]]:
             found.append((label, ", ".join(parts)))
     settings = files.evaluation.get("settings") or {}
     if settings:
-        known = [f"{key}={value}" for key, value in settings.items() if value is not None]
+        empty = (None, "", {}, [])
+        known = [f"{key}={value}" for key, value in settings.items() if value not in empty]
         found.append(("Evaluation", ", ".join(known)))
     if files.result.get("checkpoint"):
         found.append(("Checkpoint", str(files.result["checkpoint"])))
