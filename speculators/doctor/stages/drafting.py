@@ -15,9 +15,8 @@ STAGE = Stage(
     "drafting",
     "drafts of whole rows at once equal those of a session with caches, token by token",
 )
-FEWEST_EQUAL = 0.95
-"""Share of equal tokens in bf16 arithmetic, where only first tokens that were clear choices count;
-in fp32 all are equal."""
+_COARSE_SHARE = 0.05
+"""Share of other tokens in bf16 arithmetic, where only first ones that were clear choices count."""
 _STATES = (3.0, -5.0)
 """Values that states behind a draft's start are filled with."""
 NOTHING_CLEAR = "no draft was a clear choice that rounding could not change"
@@ -35,6 +34,8 @@ def check(subject: Subject) -> Finding:
         at = torch.tensor(starts, dtype=torch.int64, device=row.input_ids.device)
         counts = comparable(drafts, exact=subject.is_exact)
         wrong = (drafter.draft(row, at).cpu() != drafts.tokens) & counts
+        counts &= wrong.cumsum(-1) - wrong.int() == 0  # what follows another token is another draft
+        wrong &= counts
         counted += int(counts.sum())
         equal += int((counts & ~wrong).sum())
         if not first and bool(wrong.any()):
@@ -42,21 +43,30 @@ def check(subject: Subject) -> Finding:
             first = f"drafted token {token + 1} after position {starts[place]} (prompt {number})"
     if not counted:
         return STAGE.unchecked(NOTHING_CLEAR)
-    allowed = 1.0 if subject.is_exact else FEWEST_EQUAL
+    allowed = fewest_equal(counted, exact=subject.is_exact)
     measured = f"{equal} of {counted} tokens equal"
-    if equal < allowed * counted:
+    if equal < allowed:
         leaks = _sees_ahead(subject)
         return STAGE.failed(
             LEAKING_MASK if leaks else OTHER_FORWARD,
             "batched drafts differ from those of a session",
             where=first,
             measured=measured,
-            allowed=f"{allowed:.0%}",
+            allowed=f"{allowed} or more",
             evidence=leaks,
         )
     return STAGE.passed(
-        "batched drafts equal those of a session", measured=measured, allowed=f"{allowed:.0%}"
+        "batched drafts equal those of a session", measured=measured, allowed=f"{allowed} or more"
     )
+
+
+def fewest_equal(counted: int, *, exact: bool) -> int:
+    """Return how many of so many tokens must be equal.
+
+    Rounding decides between two tokens of nearly the same likelihood, in fp32 too: an untrained
+    drafter has one such tie in some thousand choices. A fault makes many differences.
+    """
+    return counted - (max(1, counted // 100) if exact else int(_COARSE_SHARE * counted))
 
 
 def comparable(drafts: ProbeDrafts, *, exact: bool) -> Bool[Tensor, "start draft"]:

@@ -20,7 +20,7 @@ from speculators.algorithms.base import Drafter, Output, StepContext
 from speculators.doctor.causes import LEAKING_MASK, OTHER_FORWARD, SHIFTED_LABELS
 from speculators.doctor.finding import Finding, Stage
 from speculators.doctor.probe import Probe
-from speculators.doctor.stages.drafting import FEWEST_EQUAL, NOTHING_CLEAR, comparable
+from speculators.doctor.stages.drafting import NOTHING_CLEAR, comparable, fewest_equal
 from speculators.doctor.subject import Subject
 from speculators.evaluation.inference import inference
 from speculators.verifier.head import VerifierHead
@@ -117,13 +117,13 @@ def _agreement(subject: Subject, cases: list[_Case]) -> Finding:
     if not counted:
         unsaid = "the training pass does not say which slots are right"
         return STAGE.unchecked(unsaid if any(case.slots for case in cases) else NOTHING_CLEAR)
-    allowed = 1.0 if subject.is_exact else FEWEST_EQUAL
+    allowed = fewest_equal(counted, exact=subject.is_exact)
     measured = f"{equal} of {counted} drafted tokens chosen"
-    if wrong is None or equal >= allowed * counted:
+    if wrong is None or equal >= allowed:
         return STAGE.passed(
             "the training pass chooses what a session drafts",
             measured=measured,
-            allowed=f"{allowed:.0%}",
+            allowed=f"{allowed} or more",
         )
     case, slot = wrong
     shifted = _is_shifted(case)
@@ -132,7 +132,7 @@ def _agreement(subject: Subject, cases: list[_Case]) -> Finding:
         "the training pass chooses other tokens than a session drafts",
         where=case.place(slot),
         measured=measured,
-        allowed=f"{allowed:.0%}",
+        allowed=f"{allowed} or more",
         evidence="slot k is trained on the token at a + k + 1" if shifted else "",
     )
 
