@@ -80,10 +80,15 @@ def _runs(mask: Bool[np.ndarray, "token"]) -> Iterator[tuple[int, int, bool]]:
 def print_samples(
     samples: SampleSet, tokenizer: VerifierTokenizer, count: int, console: Console | None = None
 ) -> None:
-    """Print the first `count` samples with supervised tokens coloured."""
-    console = console or Console()
-    for index in range(min(count, len(samples))):
+    """Print the first samples of `count` conversations with supervised tokens coloured."""
+    console, shown = console or Console(), set[str]()
+    for index in range(len(samples)):
+        if len(shown) == count:
+            return
         sample = samples[index]
+        if sample.conversation_id in shown:
+            continue
+        shown.add(sample.conversation_id)
         line = headline(len(sample), int(sample.loss_mask.sum()), sample.conversation_id)
         title = f"sample {index}: {line}"
         console.rule(Text(title, style="bold"), align="left")

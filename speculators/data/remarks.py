@@ -70,4 +70,4 @@ def _rows(report: DataReport) -> Iterator[str]:
         )
     left_out = sum(report.dropped.values()) - report.num_asked_for
     if left_out > _MANY * report.num_rows:
-        yield f"{left_out:,} rows and turns of {report.num_rows:,} rows are left out, see why"
+        yield f"left out, of {report.num_rows:,} rows: {left_out:,} (rows or single turns); see why"

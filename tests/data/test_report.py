@@ -107,7 +107,7 @@ def test_nothing_unusual_has_no_remarks() -> None:
         ({"num_validation": 40}, "40.0% of the samples validate where 10.0% were asked for"),
         ({"num_duplicates": 30}, "30.0% of the samples repeat an earlier one"),
         ({"num_truncated": 8}, "8.0% of the rows are longer than 64 tokens"),
-        ({"dropped": {"unknown layout": 6}}, "6 rows and turns of 100 rows are left out"),
+        ({"dropped": {"unknown layout": 6}}, "left out, of 100 rows: 6 (rows or single turns)"),
     ],
 )
 def test_what_is_unusual_is_said(changes: dict[str, Any], expected: str) -> None:
@@ -192,15 +192,17 @@ def test_samples_are_printed_with_a_heading(
     sample = make_sample(tokenizer, chat("Hi [b]", "Hello"))
     table = pa.table(
         {
-            "input_ids": pa.array([sample.input_ids.tolist()], pa.list_(pa.int64())),
-            "loss_mask": pa.array([sample.loss_mask.int().tolist()], pa.list_(pa.int64())),
-            "seq_len": [len(sample)],
-            "sample_id": ["s"],
-            "conversation_id": ["c"],
+            "input_ids": pa.array([sample.input_ids.tolist()] * 3, pa.list_(pa.int64())),
+            "loss_mask": pa.array([sample.loss_mask.int().tolist()] * 3, pa.list_(pa.int64())),
+            "seq_len": [len(sample)] * 3,
+            "sample_id": ["s", "t", "u"],
+            "conversation_id": ["c", "c", "d"],
         }
     )
-    samples = SampleSet(table, np.arange(1))
+    samples = SampleSet(table, np.arange(3))
     text = printed(lambda console: print_samples(samples, tokenizer, 5, console))
     count = int(sample.loss_mask.sum())
     assert f"sample 0: {len(sample)} tokens, {count} supervised" in text
+    assert "sample 1: " not in text  # another one of the same conversation
+    assert "sample 2: " in text
     assert "Hi [b]<|im_end|>" in text

@@ -78,7 +78,7 @@ class Config:
     num_threads: int | None = None
     """CPU threads; null leaves torch's choice."""
     show: int = 0
-    """prepare: print this many samples with supervised tokens coloured."""
+    """prepare: print a sample of this many conversations, supervised tokens coloured."""
     validate_only: bool = False
     """prepare: name every row that cannot be used, with file, line, reason and what becomes of it;
     write nothing."""
