@@ -25,6 +25,8 @@ def payloads(path: Path) -> Iterator[bytes]:
             place += left
             continue
         _, length, kind = struct.unpack_from("<IHB", content, place)
+        if place + _PREFIX + length > len(content):
+            return  # it is still being written
         parts += content[place + _PREFIX : place + _PREFIX + length]
         place += _PREFIX + length
         if kind in (_FULL, _LAST):
