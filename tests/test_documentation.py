@@ -161,7 +161,8 @@ def test_the_site_builds_strictly(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     for name in ("index.html", "reference/configuration/index.html", "concepts/mask/index.html"):
         assert (tmp_path / name).stat().st_size > 5000
-    assert "<svg" in (tmp_path / "concepts/mask/index.html").read_text()
+    for name in ("mask", "data_path", "acceptance"):
+        assert "</svg>" in (tmp_path / "concepts" / name / "index.html").read_text("utf-8")
     raw = re.compile(r"```|\{\{ \w+ \}\}")  # Markdown and pictures that were not understood
     pages = {page: page.read_text(encoding="utf-8") for page in tmp_path.rglob("index.html")}
     assert [str(page) for page, text in pages.items() if raw.search(text)] == []
