@@ -144,7 +144,7 @@ class SavedSource:
         import datasets
 
         try:
-            table = datasets.load_from_disk(str(self._folder))
+            table: Any = datasets.load_from_disk(str(self._folder))
         except Exception as error:
             # Whatever a library raises over a damaged file, the remedy is the same.
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
