@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 DOCS = Path(__file__).parents[1] / "docs"
-_BLOCK = re.compile(r"^```bash( server)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SERVES = 'title="in a terminal of its own"'
+_BLOCK = re.compile(rf"^```bash( {SERVES})?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Block:
 
     Attributes:
         text: what a reader types.
-        serves: it goes on running, beside what follows.
+        serves: it goes on running, beside what follows; its title says so to the reader.
     """
 
     text: str

@@ -48,8 +48,9 @@ def configuration_page() -> str:
         _section("General", Config, ""),
     ]
     for group, hint in get_type_hints(Config).items():
-        if is_dataclass(hint):
-            parts.append(_group(group, hint))
+        schema, _ = _schema_in(hint)
+        if schema is not None:
+            parts.append(_group(group, schema))
     parts += [_hidden(name) for name in _folders() if name not in get_type_hints(Config)]
     return "\n".join(parts)
 
@@ -66,12 +67,14 @@ def rows(schema: Any, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
         hint, key = hints[field.name], f"{prefix}{field.name}"
         nested, suffix = _schema_in(hint)
         doc = field_doc(schema, field.name)
+        if nested is not None and not prefix:  # a group: it has a section of its own
+            continue
         if nested is None:
             yield key, describe(hint), _default(field), doc
         elif nested is not hint:  # it may be null, or hold any number of these
             yield key, describe(hint), _default(field), doc
             yield from rows(nested, f"{key}{suffix}.")
-        elif prefix:  # the groups themselves have sections of their own
+        else:
             yield from rows(nested, f"{key}.")
 
 
@@ -144,7 +147,8 @@ def _doc(schema: type) -> str:
 
 
 def _cell(text: str) -> str:
-    return html.escape(text, quote=False).replace("|", "\\|").replace("*", "\\*")
+    escaped = html.escape(text, quote=False).replace("|", "\\|").replace("*", "\\*")
+    return escaped.replace("{", "&#123;")  # else it is read as attributes of the cell
 
 
 def _code(text: str) -> str:

@@ -21,7 +21,9 @@ class TemplateRefusalError(DataError):
     """The chat template refuses a conversation (for example two user turns in a row)."""
 
 
-REFUSALS = (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError)
+REFUSALS = (
+    *(jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, RecursionError),
+)
 """What a template can raise over turns it was not written for."""
 
 

@@ -11,12 +11,16 @@ import glob
 import gzip
 import hashlib
 import json
+import os
 import zlib
 from collections.abc import Iterator
 from io import BufferedIOBase
 from pathlib import Path
+from typing import Any
 
+from speculators.data.malformed import MALFORMED, json_detail
 from speculators.data.rows import Origin, RawRow, RowProblem
+from speculators.data.tables import without_filling
 from speculators.errors import DataError
 
 SUFFIXES = (".jsonl", ".json", ".ndjson", ".jsonl.gz", ".json.gz", ".ndjson.gz", ".parquet")
@@ -67,8 +71,13 @@ def hash_files(files: list[Path]) -> str:
     for file in files:
         with file.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256")
-        total.update(file.name.encode() + b"\0" + digest.digest())
+        total.update(os.fsencode(file.name) + b"\0" + digest.digest())
     return total.hexdigest()
+
+
+def spelled(path: Path | str) -> str:
+    """Return a path or its name as text that can be printed, whatever bytes it has."""
+    return os.fsencode(path).decode("utf-8", "replace")
 
 
 def read_rows(file: Path) -> Iterator[RawRow | RowProblem]:
@@ -79,9 +88,9 @@ def read_rows(file: Path) -> Iterator[RawRow | RowProblem]:
         return
     with _open(file) as stream:
         if name.removesuffix(".gz").endswith(".json") and not _is_json_lines(file):
-            yield from _document_rows(stream, str(file))
+            yield from _document_rows(stream, spelled(file))
         else:
-            yield from _line_rows(stream, str(file))
+            yield from _line_rows(stream, spelled(file))
 
 
 def _open(file: Path) -> BufferedIOBase:
@@ -96,7 +105,7 @@ def _is_json_lines(file: Path) -> bool:
         with _open(file) as stream:
             first = stream.readline(64 * _BLOCK_BYTES).decode("utf-8-sig").strip()
         return isinstance(json.loads(first), dict)
-    except (ValueError, *_DAMAGED):
+    except (*MALFORMED, *_DAMAGED):
         return False
 
 
@@ -126,15 +135,8 @@ def _parse_line(line: bytes, origin: Origin) -> RawRow | RowProblem:
         return RawRow(json.loads(line.decode("utf-8").rstrip("\r\n")), origin)
     except UnicodeDecodeError as error:
         return RowProblem(origin, "not UTF-8", f"byte {error.start + 1} of the line")
-    except json.JSONDecodeError as error:
-        return RowProblem(origin, "malformed JSON", _json_detail(error))
-    except RecursionError:
-        return RowProblem(origin, "malformed JSON", "nested too deeply")
-
-
-def _json_detail(error: json.JSONDecodeError) -> str:
-    # Some of the parser's messages end with their own "at".
-    return f"{error.msg.removesuffix(' starting at').removesuffix(' at')} at column {error.colno}"
+    except MALFORMED as error:
+        return RowProblem(origin, "malformed JSON", json_detail(error))
 
 
 class _Text:
@@ -192,12 +194,14 @@ def _document_rows(stream: BufferedIOBase, file: str) -> Iterator[RawRow | RowPr
         while (following := text.skip(" \t\r\n,")) not in ("", "]"):
             try:
                 value, end = decoder.raw_decode(text.text, text.cursor)
-            except json.JSONDecodeError as error:
-                if not text.ended:
-                    text.more()
-                    continue
-                line = text.line + text.text.count("\n", text.cursor, error.pos)
-                detail = f"{_json_detail(error)}; the rest is not read"
+            except MALFORMED as error:
+                line = text.line
+                if isinstance(error, json.JSONDecodeError):
+                    if not text.ended:
+                        text.more()
+                        continue
+                    line += text.text.count("\n", text.cursor, error.pos)
+                detail = f"{json_detail(error)}; the rest is not read"
                 yield RowProblem(Origin(file, line), "malformed JSON", detail)
                 return
             yield RawRow(value, Origin(file, text.line))
@@ -214,6 +218,27 @@ def _document_rows(stream: BufferedIOBase, file: str) -> Iterator[RawRow | RowPr
         yield RowProblem(Origin(file, text.line), "damaged file", detail)
 
 
+def _batch_rows(batch: Any, file: str, before: int) -> Iterator[RawRow | RowProblem]:
+    """Yield the rows of a table, alone where one of them is no text.
+
+    Args:
+        batch: a pyarrow record batch.
+        file: its file.
+        before: rows in front of it.
+    """
+    try:
+        values = batch.to_pylist()
+    except UnicodeDecodeError as error:
+        if len(batch) == 1:
+            yield RowProblem(Origin(file, before + 1), "not UTF-8", error.reason)
+            return
+        for place in range(len(batch)):
+            yield from _batch_rows(batch.slice(place, 1), file, before + place)
+        return
+    for number, value in enumerate(values, before + 1):
+        yield RawRow(without_filling(value, batch.schema.names), Origin(file, number))
+
+
 def _parquet_rows(file: Path) -> Iterator[RawRow | RowProblem]:
     import pyarrow as pa
     import pyarrow.parquet as parquet
@@ -221,9 +246,8 @@ def _parquet_rows(file: Path) -> Iterator[RawRow | RowProblem]:
     number = 0
     try:
         for batch in parquet.ParquetFile(file).iter_batches(batch_size=512):
-            for value in batch.to_pylist():
-                number += 1
-                yield RawRow(value, Origin(str(file), number))
+            yield from _batch_rows(batch, spelled(file), number)
+            number += len(batch)
     except (pa.ArrowException, OSError) as error:
         detail = f"{str(error).splitlines()[0]}; the rest is not read"
-        yield RowProblem(Origin(str(file), number + 1), "damaged file", detail)
+        yield RowProblem(Origin(spelled(file), number + 1), "damaged file", detail)

@@ -13,6 +13,7 @@ from typing import Any
 from speculators.config.schema import SourceConfig
 from speculators.data.parsing import RowParser
 from speculators.data.rows import Origin, RawRow, Record, RowProblem
+from speculators.data.tables import typed_columns, without_filling
 from speculators.errors import DataError
 
 _COMMIT = re.compile(r"@([0-9a-f]{40})/")
@@ -110,13 +111,15 @@ class HubTable:
 
     def _values(self) -> Iterator[Any]:
         if not self.streaming:
-            yield from self._table
+            columns = typed_columns(self._table.features)
+            yield from (without_filling(row, columns) for row in self._table)
             return
         import datasets
 
         stream = self._loaded(datasets.load_dataset, split=self._split, streaming=True)
+        columns = typed_columns(stream.features)
         try:
-            yield from stream
+            yield from (without_filling(row, columns) for row in stream)
         except Exception as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise DataError(f"{self.key}={self.name}: reading stopped: {reason}") from error

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from speculators.config.schema import DataFormat
-from speculators.data.rows import RowError, Severity, TokenRow
+from speculators.data.malformed import MALFORMED, json_detail
+from speculators.data.rows import RowError, Severity, TokenRow, printable
 from speculators.data.types import Conversation, Turn
 
 ROLES = {
@@ -94,7 +95,7 @@ def _conversation(row: Mapping[str, Any], turns: list[Turn], source: str) -> Con
 def _identity(row: Mapping[str, Any]) -> str | None:
     """Return the row's own id: rows with the same one never stand on both sides of the split."""
     found = (row.get(key) for key in _IDS)
-    return next((str(value) for value in found if value is not None), None)
+    return next((printable(value) for value in found if value is not None), None)
 
 
 def _usable(turns: list[Turn]) -> list[Turn]:
@@ -192,6 +193,8 @@ def _extra(item: Mapping[str, Any], number: int) -> dict[str, Any]:
     reasoning = next((item[key] for key in _REASONING if item.get(key)), None)
     if isinstance(reasoning, str):
         extra["reasoning_content"] = reasoning
+    elif not isinstance(reasoning, bool | None):
+        raise RowError("reasoning is no text", f"turn {number}: it is {_kind(reasoning)}")
     calls = item.get("tool_calls")
     if calls:
         if not isinstance(calls, Sequence) or not all(isinstance(c, Mapping) for c in calls):
@@ -206,21 +209,23 @@ def _extra(item: Mapping[str, Any], number: int) -> dict[str, Any]:
 def _call(call: Mapping[str, Any]) -> dict[str, Any]:
     """Return a tool call in one shape, its arguments as an object where they can be read."""
     function = call.get("function", call)
-    if not isinstance(function, Mapping) or "name" not in function:
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise RowError("malformed tool call", "a call names no function")
     arguments = function.get("arguments", function.get("parameters", {}))
     if isinstance(arguments, str):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(*MALFORMED):
             arguments = json.loads(arguments)
     shaped = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
     return {"id": call["id"], **shaped} if isinstance(call.get("id"), str) else shaped
 
 
 def _call_turn(value: Any, number: int) -> Turn:
+    if not isinstance(value, str):
+        raise RowError("malformed tool call", f"turn {number}: the call is {_kind(value)}")
     try:
         calls = json.loads(value)
-    except (TypeError, ValueError) as error:
-        raise RowError("malformed tool call", f"turn {number}: {error}") from error
+    except MALFORMED as error:
+        raise RowError("malformed tool call", f"turn {number}: {json_detail(error)}") from error
     calls = calls if isinstance(calls, list) else [calls]
     if not calls or not all(isinstance(call, Mapping) for call in calls):
         raise RowError("malformed tool call", f"turn {number}: no object with name and arguments")
@@ -231,13 +236,23 @@ def _tools(value: Any) -> list[Mapping[str, Any]] | None:
     if isinstance(value, str) and value.strip():
         try:
             value = json.loads(value)
-        except ValueError as error:
-            raise RowError("malformed tools", str(error)) from error
+        except MALFORMED as error:
+            raise RowError("malformed tools", json_detail(error)) from error
     if not value:
         return None
     if not isinstance(value, list) or not all(isinstance(tool, Mapping) for tool in value):
         raise RowError("malformed tools", f"tools is {_kind(value)}, not a list of objects")
-    return value
+    return [_tool(tool) for tool in value]
+
+
+def _tool(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a definition as servers hand it to templates: a bare function is wrapped."""
+    if "function" in tool or not isinstance(tool.get("name"), str):
+        return tool
+    if tool.get("type", "function") != "function":
+        return tool
+    function = {key: value for key, value in tool.items() if key != "type"}
+    return {"type": "function", "function": function}
 
 
 def _prompt_response(row: Mapping[str, Any]) -> list[Turn]:

@@ -10,7 +10,7 @@ from typing import Any
 from speculators.config.schema import SourceConfig
 from speculators.config.schema.data import UnknownRole
 from speculators.data.layouts import UNKNOWN_ROLE, parse_row
-from speculators.data.rows import RawRow, Record, RowError, RowProblem, Severity
+from speculators.data.rows import RawRow, Record, RowError, RowProblem, Severity, printable
 from speculators.data.types import Conversation, Turn
 
 
@@ -54,6 +54,8 @@ class RowParser:
             if error.reason == UNKNOWN_ROLE and self._unknown_role is UnknownRole.drop:
                 problem = dataclasses.replace(problem, severity=Severity.unusable)
             return problem
+        except RecursionError:
+            return RowProblem(row.origin, "malformed JSON", "nested too deeply")
         if self._remove is not None and isinstance(item, Conversation):
             turns = tuple(map(self._without, item.turns))
             item = dataclasses.replace(item, turns=turns)
@@ -64,7 +66,7 @@ class RowParser:
         if column is None:
             return source
         value = row.get(column)
-        return f"{source}/{'none' if value is None else value}"
+        return f"{source}/{'none' if value is None else printable(value)}"
 
     def _without(self, turn: Turn) -> Turn:
         if turn.role != "assistant" or self._remove is None:

@@ -51,7 +51,7 @@ from speculators.data.truncation import Cutter
 from speculators.data.turns import one_at_a_time
 from speculators.errors import ConfigError, DataError
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 _SHOWN = 5
 _TOLERATED = 0.01
 

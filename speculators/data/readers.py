@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from speculators.config.schema import DataConfig, SourceConfig
-from speculators.data.files import find_files, hash_files, read_rows
+from speculators.data.files import find_files, hash_files, read_rows, spelled
 from speculators.data.hub import HubSource
 from speculators.data.parsing import RowParser
 from speculators.data.rows import Origin, RawRow, Record, RowProblem, Severity
+from speculators.data.tables import typed_columns, without_filling
 from speculators.errors import DataError
 
 TINY = "tiny"
@@ -100,7 +101,9 @@ class FileSource:
     def _file_rows(self, file: Path) -> Iterator[Record | RowProblem]:
         useful, unusable = 0, list[RowProblem]()
         for row in read_rows(file):
-            result = row if isinstance(row, RowProblem) else self._parser.parse(row, file.name)
+            result = (
+                row if isinstance(row, RowProblem) else self._parser.parse(row, spelled(file.name))
+            )
             if isinstance(result, RowProblem) and result.severity is Severity.unusable:
                 unusable.append(result) if len(unusable) < 3 else None
             else:
@@ -141,13 +144,14 @@ class SavedSource:
         import datasets
 
         try:
-            table = datasets.load_from_disk(str(self._folder))
+            table: Any = datasets.load_from_disk(str(self._folder))
         except Exception as error:
             # Whatever a library raises over a damaged file, the remedy is the same.
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise DataError(f"data.path={self.name}: damaged data set: {reason}") from error
+        columns = typed_columns(table.features)
         for number, value in enumerate(table, 1):
-            row = RawRow(value, Origin(self.name, number))
+            row = RawRow(without_filling(value, columns), Origin(self.name, number))
             yield self._parser.parse(row, self._folder.name)
 
 

@@ -40,6 +40,11 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
+def _add(table: Table, *cells: str) -> None:
+    """Add a row as it is: names, reasons and tokens may hold what `rich` takes for markup."""
+    table.add_row(*map(Text, cells))
+
+
 def _totals(report: DataReport) -> Table:
     table = _table("Data", "", "")
     table.show_header = False
@@ -71,7 +76,7 @@ def _totals(report: DataReport) -> Table:
     if report.num_open_turns:
         lines["answers without end"] = f"{report.num_open_turns:,}"
     for name, value in lines.items():
-        table.add_row(name, value)
+        _add(table, name, value)
     return table
 
 
@@ -92,7 +97,7 @@ def _roles(report: DataReport) -> Table:
     table = _table("Supervised by role", "role", "tokens", "supervised", "share")
     for role, (tokens, supervised) in sorted(report.roles.items()):
         share = f"{supervised / max(1, tokens):.1%}"
-        table.add_row(role, f"{tokens:,}", f"{supervised:,}", share)
+        _add(table, role, f"{tokens:,}", f"{supervised:,}", share)
     return table
 
 
@@ -105,7 +110,7 @@ def _lengths(report: DataReport, width: int) -> Table:
     ):
         last = index + 1 == len(report.length_edges)
         label = f"{edge}+" if last else f"{edge}-{report.length_edges[index + 1] - 1}"
-        table.add_row(label, f"{count:,}", "█" * round(width * count / most))
+        _add(table, label, f"{count:,}", "█" * round(width * count / most))
     return table
 
 
@@ -113,21 +118,21 @@ def _sources(report: DataReport) -> Table:
     table = _table("Sources", "source", "samples", "tokens", "supervised", "cut")
     for name, count in sorted(report.sources.items()):
         values = (count.samples, count.tokens, count.supervised, count.truncated)
-        table.add_row(name, *(f"{value:,}" for value in values))
+        _add(table, name, *(f"{value:,}" for value in values))
     return table
 
 
 def _vocabulary(report: DataReport) -> Table:
     table = _table("Draft vocabulary by coverage", "supervised tokens", "most frequent tokens")
     for share, size in report.coverage_sizes.items():
-        table.add_row(f"{share} %", f"{size:,}")
+        _add(table, f"{share} %", f"{size:,}")
     if report.suggested_vocab_size:
-        table.add_row("suggested", f"speculator.draft_vocab_size={report.suggested_vocab_size}")
+        _add(table, "suggested", f"speculator.draft_vocab_size={report.suggested_vocab_size}")
     return table
 
 
 def _dropped(report: DataReport) -> Table:
     table = _table("Left out", "reason", "count")
     for reason, count in sorted(report.dropped.items(), key=lambda item: -item[1]):
-        table.add_row(reason, f"{count:,}")
+        _add(table, reason, f"{count:,}")
     return table

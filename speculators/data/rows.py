@@ -89,6 +89,11 @@ class Record:
     origin: Origin
 
 
+def printable(value: Any) -> str:
+    """Return a value as text that can be written: halves of surrogate pairs become `?`."""
+    return str(value).encode("utf-8", "replace").decode("utf-8")
+
+
 class RowError(Exception):
     """Raised while a row is interpreted; readers turn it into a `RowProblem`.
 

@@ -49,10 +49,10 @@ def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
     if config.show:
         print_samples(data.train, verifier.tokenizer, config.show, console)
     origin = " (from an earlier run)" if data.reused else ""
-    console.print(f"prepared data: {data.folder}{origin}", soft_wrap=True)
-    console.print(f"report: {data.folder / REPORT_HTML}", soft_wrap=True)
+    console.print(f"prepared data: {data.folder}{origin}", soft_wrap=True, markup=False)
+    console.print(f"report: {data.folder / REPORT_HTML}", soft_wrap=True, markup=False)
     if data.report.answers:
-        console.print(f"every answer:  {data.report.answers}", soft_wrap=True)
+        console.print(f"every answer:  {data.report.answers}", soft_wrap=True, markup=False)
     if capture:
         fill_store(config, verifier, data, console)
     return data.report.to_dict()
@@ -75,10 +75,10 @@ def _validate(config: Config, verifier: Verifier, console: Console) -> dict[str,
         soft_wrap=True,
     )
     if listing.num_stops:
-        raise DataError(
-            f"{listing.num_stops} problems stop the preparation (data.bad_rows=drop leaves such "
-            "rows out)"
-        )
+        number = listing.num_stops
+        stops = f"{number:,} problems stop the preparation"
+        stops = "1 problem stops the preparation" if number == 1 else stops
+        raise DataError(f"{stops} (data.bad_rows=drop leaves such rows out)")
     if not listing.num_usable:
         raise DataError("no row is left to use")
     return listing.dropped

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.markup import escape
 
 from speculators.data.coverage import VocabularyCoverage, coverage_view, vocabulary_coverage
 from speculators.data.prepared import PreparedData
@@ -51,7 +52,7 @@ def announce_vocabulary(
     )
     console.print(coverage_view(coverage, verifier.spec.hidden_size, verifier.tokenizer))
     for line in coverage.warnings():
-        console.print(f"[yellow]warning:[/] {line}", soft_wrap=True)
+        console.print(f"[yellow]warning:[/] {escape(line)}", soft_wrap=True)
     return coverage
 
 

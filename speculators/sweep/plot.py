@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from speculators.evaluation.report.svg import MUTED, SERIES, figure
 from speculators.sweep.leaderboard import Entry, Leaderboard
-from speculators.sweep.table import short_keys
+from speculators.sweep.table import short_keys, short_label
 
 _MOST_ENTRIES = 40
 _FAR = 20
@@ -27,7 +27,7 @@ def draw(board: Leaderboard) -> Figure | None:
     if not entries:
         return None
     places = _numbers(board, entries)
-    height = 2.8 if places is not None else 0.9 + 0.28 * len(entries)
+    height = 2.8 if places is not None else max(1.6, 0.9 + 0.28 * len(entries))
     with figure(width=5.6, height=height) as (drawing, axes):
         if places is not None:
             _curve(axes, board, entries, places)
@@ -77,7 +77,9 @@ def _list(axes: Axes, board: Leaderboard, entries: Sequence[Entry]) -> None:
     several = len(names) > 1
     texts = [
         ", ".join(
-            f"{name}={entry.labels[key]}" if several else entry.labels[key]
+            f"{name}={short_label(entry.labels[key])}"
+            if several
+            else short_label(entry.labels[key])
             for name, key in zip(names, board.columns, strict=True)
         )
         for entry in entries

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Sequence
 
 from speculators.sweep.leaderboard import Entry, Leaderboard, Spread
@@ -12,6 +13,8 @@ from speculators.sweep.records import Record, Status
 _BESIDE = ("acceptance_length", "forecast_speedup", "verifier_calls_saved")
 """Numbers a person sees beside the objective; the CSV has all."""
 _PERCENT = ("verifier_calls_saved",)
+_DRAWN = re.compile(r"-?\d+\.\d{6,}(e-?\d+)?")
+"""A number nobody typed: one a search drew from an interval."""
 _NOTE = (
     "`±`: sample standard deviation over seeds. `to the best`: mean difference to the first row "
     "over the same seeds, `±` its standard deviation."
@@ -89,7 +92,7 @@ def cells(board: Leaderboard, *, num_beside: int) -> tuple[list[str], list[list[
         rows.append(
             [
                 str(number),
-                *(entry.labels[column] for column in board.columns),
+                *(short_label(entry.labels[column]) for column in board.columns),
                 _shown(board.objective, entry.spread),
                 _shown(board.objective, entry.behind, signed=True),
                 *(_shown(name, entry.others.get(name)) for name in beside),
@@ -103,6 +106,11 @@ def short_keys(keys: Sequence[str]) -> list[str]:
     """Return the last part of each dotted key, where that leaves them apart."""
     last = [key.rpartition(".")[2] for key in keys]
     return [short if last.count(short) == 1 else key for key, short in zip(keys, last, strict=True)]
+
+
+def short_label(label: str) -> str:
+    """Return a drawn number with four digits, any other value as it is; the CSV keeps all."""
+    return f"{float(label):.4g}" if _DRAWN.fullmatch(label) else label
 
 
 def unfinished(record: Record) -> str:

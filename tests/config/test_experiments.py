@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
+from documents import DOCS
 from speculators.algorithms.dflash.target_layers import dflash_layer_ids
 from speculators.config.composition import compose
-from speculators.config.folder import group_choices
+from speculators.config.folder import config_folder, file_comment, group_choices
 from speculators.config.schema import Config, HiddenStatesMode
 
 NAMES = group_choices()["experiment"]
@@ -86,3 +90,25 @@ def test_it_becomes_a_tiny_run_of_the_same_thing(name: str) -> None:
 def test_three_features_are_where_the_rule_puts_them() -> None:
     config = composed("dflash_ablation_features_3")
     assert config.speculator.target_layer_ids == list(dflash_layer_ids(36, 3))
+
+
+@pytest.mark.parametrize(
+    "path", sorted(config_folder().rglob("*.yaml")), ids=lambda path: path.stem
+)
+def test_a_source_is_one_that_readers_can_find(path: Path) -> None:
+    """A paper, a public project, or a page of these documents; never a note of ours."""
+    comment = " ".join(line.lstrip("# ") for line in path.read_text("utf-8").splitlines())
+    assert not re.search(r"Published results|[Ss]pecification, sections? \d", comment)
+    for page in re.findall(r"\bdocs/[\w/]+\.md", comment):
+        assert (DOCS.parent / page).exists()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_row_names_its_source(name: str) -> None:
+    config = composed(name)
+    text = file_comment(config_folder() / "experiment" / f"{name}.yaml")
+    recipes = [config_folder() / "recipe" / found for found in re.findall(r"\w+_\w+\.yaml", text)]
+    assert re.search(r"arXiv:\d{4}\.\d{5}|examples/train/\w+\.sh|model card", text), name
+    assert all(recipe.exists() for recipe in recipes)
+    assert re.search(r"[Nn]ot\s(in|stated|published)", text), "what the source does not state"
+    assert config.expected is None or config.expected.source

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,43 @@ CASES = {
         "9: not Unicode text",
         bad=False,
     ),
+    "half a surrogate pair in an id": Case(
+        lines(b'{"id": "\\ud83d", "prompt": "q", "response": "a"}'), None, usable=9
+    ),
+    "a number of 5,000 digits": Case(
+        lines(b'{"id": ' + b"7" * 5000 + b', "prompt": "q", "response": "a"}'),
+        "malformed JSON",
+        "9: malformed JSON: a number with too many digits",
+    ),
+    "a number of 5,000 digits inside an array": Case(
+        ARRAY + b",\n{" + b'"id": ' + b"7" * 5000 + b"}]",
+        "malformed JSON",
+        "7: malformed JSON: a number with too many digits; the rest",
+        usable=6,
+        name="rows.json",
+    ),
+    "brackets without end": Case(
+        lines(b"[" * 100_000), "malformed JSON", "9: malformed JSON: nested too deeply"
+    ),
+    "brackets without end inside an array": Case(
+        ARRAY + b",\n" + b"[" * 100_000,
+        "malformed JSON",
+        "7: malformed JSON: nested too deeply; the rest",
+        usable=6,
+        name="rows.json",
+    ),
+    "brackets without end in tools": Case(
+        lines(row("q", "a", tools="[" * 100_000)),
+        "malformed tools",
+        "9: malformed tools: nested too deeply",
+    ),
+    "a call without a name": Case(
+        lines(
+            row("q", None).replace(b"null}", b'null, "tool_calls": [{"function": {"name": 3}}]}')
+        ),
+        "malformed tool call",
+        "9: malformed tool call: a call names no function",
+    ),
     "zero byte": Case(lines(b"\x00" * 40), "malformed JSON", "9: malformed JSON"),
 }
 
@@ -217,6 +255,15 @@ def test_a_file_in_another_encoding_is_named_once(
     assert (listing.num_rows, listing.num_stops) == (1, 1)
     said = "not UTF-8: the file is UTF-16: save it as UTF-8 -> stops the preparation"
     assert named == [f"{path}:1: {said}"]
+
+
+def test_names_of_any_bytes(tmp_path: Path, run: Callable[..., PreparedData]) -> None:
+    """A file name that is no UTF-8, and a slice with half a surrogate pair."""
+    path = Path(os.fsdecode(bytes(tmp_path / "rows") + b"\xff.jsonl"))
+    path.write_bytes(lines(b'{"kind": "\\ud83d", "prompt": "q", "response": "a"}', b"{"))
+    data = run(path, slice_by="kind", bad_rows=BadRows.drop)
+    assert set(data.report.sources) == {"rows\ufffd.jsonl/none", "rows\ufffd.jsonl/?"}
+    assert data.report.examples[0].startswith(f"{tmp_path}/rows\ufffd.jsonl:10: malformed JSON")
 
 
 def test_turn_of_a_megabyte(tmp_path: Path, run: Callable[..., PreparedData]) -> None:

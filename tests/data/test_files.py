@@ -104,6 +104,18 @@ def test_parquet(tmp_path: Path) -> None:
     assert read(write(tmp_path / "b.parquet", b"PAR1"))[0][0] == 1
 
 
+def test_parquet_with_text_that_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    offsets = pa.array([0, 1, 2, 3], pa.int32()).buffers()[1]
+    texts = pa.Array.from_buffers(pa.string(), 3, [None, offsets, pa.py_buffer(b"a\xffc")])
+    parquet.write_table(pa.table({"prompt": texts, "response": ["r"] * 3}), path)
+    first, second, third = read_rows(path)
+    assert isinstance(first, RawRow)
+    assert isinstance(third, RawRow)
+    assert third.value == {"prompt": "c", "response": "r"}
+    assert str(second) == f"{path}:2: not UTF-8: invalid start byte"
+
+
 def test_folder_glob_and_order(tmp_path: Path) -> None:
     for name in ("b.jsonl", "a.json", "sub/c.jsonl.gz", ".hidden/d.jsonl", "notes.txt"):
         write(tmp_path / "data" / name, "{}")

@@ -102,11 +102,19 @@ def test_tool_calls_of_both_layouts() -> None:
     expected = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
     assert conversation.turns[1].extra == {"tool_calls": [expected]}
     assert conversation.turns[1].role == "assistant"
-    assert conversation.tools == [{"name": "add"}]
+    assert conversation.tools == [{"type": "function", "function": {"name": "add"}}]
     calls = [{"id": "1", "function": {"name": "add", "arguments": '{"a": 1}'}}]
     item = {"role": "assistant", "content": None, "tool_calls": calls}
     extra = parse({"messages": [{"role": "user", "content": "q"}, item]}).turns[1].extra
     assert extra == {"tool_calls": [{"id": "1", **expected}]}
+
+
+def test_tools_reach_the_template_as_a_server_would_pass_them() -> None:
+    function = {"name": "add", "parameters": {"type": "object"}}
+    wrapped = {"type": "function", "function": function}
+    other = {"type": "web_search", "name": "search"}
+    given = [function, {"type": "function", **function}, wrapped, other]
+    assert parse(chat(*TWO, tools=given)).tools == [wrapped, wrapped, wrapped, other]
 
 
 @pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
@@ -156,13 +164,21 @@ def test_tokens_are_used_unchanged() -> None:
         ),
         (
             shared(("human", "q"), ("function_call", "{")),
-            "malformed tool call: turn 2: Expecting property name enclosed in double quotes: "
-            "line 1 column 2 (char 1)",
+            "malformed tool call: turn 2: Expecting property name enclosed in double quotes "
+            "at column 2",
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": "q"},
+                    {"role": "assistant", "content": "a", "thinking": [{"a": 1}]},
+                ]
+            },
+            "reasoning is no text: turn 2: it is a list",
         ),
         (
             chat(*TWO, tools="{"),
-            "malformed tools: Expecting property name enclosed in double quotes"
-            ": line 1 column 2 (char 1)",
+            "malformed tools: Expecting property name enclosed in double quotes at column 2",
         ),
         ({"input_ids": [1, 2]}, "unknown layout: pre-tokenised row without loss_mask"),
         (

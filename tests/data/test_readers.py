@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 
 from speculators.config.schema import DataConfig
@@ -175,8 +176,6 @@ def test_hub_data_set_that_cannot_be_had(tmp_path: Path) -> None:
 
 
 def test_data_set_saved_by_other_tools(tmp_path: Path) -> None:
-    import datasets
-
     columns = {"input_ids": [[1, 2], [3]], "loss_mask": [[0, 1], [1]], "seq_len": [2, 1]}
     table = datasets.Dataset.from_dict(columns)
     table.save_to_disk(str(tmp_path / "one"))
@@ -188,6 +187,44 @@ def test_data_set_saved_by_other_tools(tmp_path: Path) -> None:
     datasets.DatasetDict({"train": table}).save_to_disk(str(tmp_path / "several"))
     with pytest.raises(DataError, match="holds several splits: name one, such as its train"):
         opened(path=str(tmp_path / "several"))
+
+
+@pytest.mark.usefixtures("_hub_cache")
+@pytest.mark.parametrize("kind", ["parquet", "saved", "hub", "stream"])
+def test_tables_add_nothing_to_calls(kind: str, tmp_path: Path) -> None:
+    """Columns of one type fill every call with the arguments of all others, as nulls."""
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    def row(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        call = {"type": "function", "function": {"name": name, "arguments": arguments}}
+        kinds = {key: {"type": "string"} for key in arguments}
+        parameters = {"type": "object", "properties": kinds}
+        turns = [
+            {"role": "user", "content": "q"},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+        ]
+        tool = {"type": "function", "function": {"name": name, "parameters": parameters}}
+        return {"messages": turns, "tools": [tool]}
+
+    rows = [row("weather", {"city": "Oslo"}), row("add", {"a": 1, "b": 2})]
+    table, file = pa.Table.from_pylist(rows), tmp_path / "set" / "train.parquet"
+    file.parent.mkdir()
+    parquet.write_table(table, file)
+    if kind == "saved":
+        datasets.Dataset(table).save_to_disk(str(tmp_path / "saved"))
+    settings = {
+        "parquet": {"path": str(file)},
+        "saved": {"path": str(tmp_path / "saved")},
+        "hub": {"hub_id": str(file.parent)},
+        "stream": {"hub_id": str(file.parent), "streaming": True},
+    }[kind]
+    records = [record for record in opened(**settings).rows() if isinstance(record, Record)]
+    read = [record.item for record in records if isinstance(record.item, Conversation)]
+    assert [item.turns[1].extra["tool_calls"] for item in read] == [
+        row["messages"][1]["tool_calls"] for row in rows
+    ]
+    assert [item.tools for item in read] == [row["tools"] for row in rows]
 
 
 def test_generated_conversations() -> None:

@@ -64,6 +64,20 @@ def test_report_shows_what_matters() -> None:
         assert expected in text
 
 
+def test_names_are_printed_as_they_are() -> None:
+    """What looks like the markup of `rich` is no markup in names, reasons and tokens."""
+    names = ("rows.jsonl/[/INST]", "rows.jsonl/[bold]x")
+    report = DataReport(
+        sources={name: SourceCount(1, 2, 3) for name in names},
+        contaminated={"[/a].jsonl": 2},
+        method="prefix rendering",
+    )
+    report.drop("chat template: no [/TOOL_RESULTS] here")
+    text = printed(lambda console: print_report(report, console))
+    for expected in (*names, "[/a].jsonl", "no [/TOOL_RESULTS] here"):
+        assert expected in text
+
+
 def test_report_survives_json() -> None:
     report = DataReport(roles={"user": (3, 0)}, sources={"a": SourceCount(1, 2, 3)})
     report.drop("reason", "f:1: reason")

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import io
 from functools import partial
 
 import pytest
 import torch
+from rich.console import Console
 
 from speculators.data.coverage import (
     coverage_view,
@@ -91,6 +93,11 @@ def test_coverage() -> None:
         "the draft vocabulary covers only 20.0% of code"
     ]
     assert coverage_view(report, 4096).row_count == 6
+    named = vocabulary_coverage(vocabulary, counts, 7, {"rows/[/INST]": counts})
+    console = Console(file=io.StringIO(), width=100)
+    console.print(coverage_view(named, 4096))
+    assert isinstance(console.file, io.StringIO)
+    assert "coverage of rows/[/INST]" in console.file.getvalue()
     assert vocabulary_coverage(vocabulary, counts_of(10), 7).coverage == 1.0
 
 

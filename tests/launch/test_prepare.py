@@ -37,7 +37,7 @@ def test_validation_names_rows_and_fails_where_a_preparation_would(
     with pytest.raises(DataError) as caught:
         run(tmp_path, "data=jsonl", f"data.path={path}", "validate_only=true")
     assert str(caught.value) == (
-        "1 problems stop the preparation (data.bad_rows=drop leaves such rows out)"
+        "1 problem stops the preparation (data.bad_rows=drop leaves such rows out)"
     )
     lines = capsys.readouterr().out.splitlines()
     assert lines == [

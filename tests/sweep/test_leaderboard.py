@@ -141,6 +141,17 @@ def test_every_number_comes_from_the_runs(values: dict[tuple[int, int], float]) 
             assert float(row["acceptance_length_highest"]) == max(by_lr[row["lr"]])
 
 
+def test_numbers_a_search_drew_are_shortened_for_people_and_kept_for_programs() -> None:
+    drawn = {"0.0025881702149379": "0.002588", "6.18571699883374e-05": "6.186e-05"}
+    typed = ["3e-4", "0.0003", "0.5", "[1,3]", "null", "128", "{ce:1}", "1.5e-3"]
+    runs = [record(0, 2.0, lr=lr) for lr in [*drawn, *typed]]
+    board = rank(runs)
+    rows = to_markdown(board, "search").splitlines()
+    shown = {row.split(" | ")[1] for row in rows if row.startswith("| ") and " | " in row}
+    assert shown >= {*drawn.values(), *typed}
+    assert all(lr in to_csv(board) for lr in drawn)
+
+
 def test_keys_are_shortened_where_that_leaves_them_apart() -> None:
     assert short_keys(["a.lr", "b.size"]) == ["lr", "size"]
     assert short_keys(["a.lr", "b.lr", "c"]) == ["a.lr", "b.lr", "c"]
