@@ -41,7 +41,7 @@ def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
             return _checkpoint(config, console)
         found = diagnose_run(config, console)
         found.show(console)
-        console.print(f"\nwritten to {found.write()}", soft_wrap=True)
+        console.print(f"\nwritten to {found.write()}", soft_wrap=True, markup=False)
         return found.to_dict()
     finally:
         # Nothing of this command belongs into a run directory.
@@ -54,7 +54,7 @@ def _checkpoint(config: Config, console: Console) -> dict[str, Any]:
     certificate = examination.certificate()
     console.print(findings_table(certificate.findings))
     certificate.write(examination.folder, checkpoint=True)
-    console.print(f"written to {examination.folder / PARITY_FILE}", soft_wrap=True)
+    console.print(f"written to {examination.folder / PARITY_FILE}", soft_wrap=True, markup=False)
     first = certificate.first_failure
     if first is not None:
         raise CheckpointError(f"doctor: {first.line}")

@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from speculators.config.schema import Config
 from speculators.conversion.durable import replace_text
@@ -66,7 +67,7 @@ class RunDiagnosis:
         for name in ("signature", "numbers", "usually"):
             table.add_column(name, overflow="fold")
         for one in self.signatures:
-            table.add_row(one.name, one.numbers, one.reading)
+            table.add_row(*map(Text, (one.name, one.numbers, one.reading)))
         console.print(table)
         if self.no_tests:
             console.print(f"tests not made: {self.no_tests}", markup=False, soft_wrap=True)

@@ -10,6 +10,7 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from speculators.config.schema import Config
 from speculators.conversion.durable import replace_text
@@ -106,14 +107,14 @@ def _notes(found: Comparison) -> list[str]:
 
 def _show(found: Comparison, console: Console) -> None:
     grid = comparison_grid(found)
-    table = Table(title=grid.title, box=box.SIMPLE_HEAD)
+    table = Table(title=Text(grid.title), box=box.SIMPLE_HEAD)
     for number, name in enumerate(grid.header):
         table.add_column(name, justify="right" if 0 < number < len(grid.header) - 1 else "left")
     for row in grid.rows:
-        table.add_row(*row, style="bold" if row is grid.rows[-1] else None)
+        table.add_row(*map(Text, row), style="bold" if row is grid.rows[-1] else None)
     console.print(table)
     for note in _notes(found):
-        console.print(note, soft_wrap=True)
+        console.print(note, soft_wrap=True, markup=False)
 
 
 def _page(found: Sequence[Comparison]) -> str:

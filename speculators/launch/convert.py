@@ -67,7 +67,9 @@ def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
     """
     console = Console(highlight=False)
     plan = _plan(config)
-    console.print(f"recognised:  {plan.source} layout in {plan.content.folder}", soft_wrap=True)
+    console.print(
+        f"recognised:  {plan.source} layout in {plan.content.folder}", soft_wrap=True, markup=False
+    )
     target = _target(config, plan)
     settings = config.convert
     wishes = Wishes(settings.target_layer_ids, settings.num_draft_tokens)
@@ -77,7 +79,9 @@ def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
     texts = {} if config.push_to_hub is None else {CARD_FILE: _card(config, plan, body)}
     write_content(plan.output, written, tensors, texts, copies)
     console.print(
-        f"written:     {plan.to} layout, {len(tensors)} tensors, to {plan.output}", soft_wrap=True
+        f"written:     {plan.to} layout, {len(tensors)} tensors, to {plan.output}",
+        soft_wrap=True,
+        markup=False,
     )
     named = body.config["speculators_config"]["verifier"]["name_or_path"]
     if config.push_to_hub is not None and Path(named).is_absolute():

@@ -87,7 +87,9 @@ def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
     replace_text(folder / "evaluation.md", evaluation_markdown(values))
     report = write_report(folder)
     console.print(
-        f"written to {folder}: evaluation.json, evaluation.md, {report.name}", soft_wrap=True
+        f"written to {folder}: evaluation.json, evaluation.md, {report.name}",
+        soft_wrap=True,
+        markup=False,
     )
     return values
 

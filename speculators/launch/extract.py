@@ -70,7 +70,7 @@ def fill_store(
             + _whose(config)
         )
         for line in _forecast(config, verifier.spec, num_tokens * (len(layer_ids) + 1)):
-            console.print(line, soft_wrap=True)
+            console.print(line, soft_wrap=True, markup=False)
         progress = _extract(share, source, ExtractProgress(console, len(share), num_tokens))
     finally:
         source.close()
@@ -79,7 +79,7 @@ def fill_store(
         f"in {progress.seconds:.1f} s ({progress.tokens_per_second:,.0f} tokens/s); "
         f"{progress.left_out} left out"
     )
-    console.print(f"store: {config.hidden_states.store_path}", soft_wrap=True)
+    console.print(f"store: {config.hidden_states.store_path}", soft_wrap=True, markup=False)
     console.print(
         "next:  speculators train hidden_states=offline "
         f"{argument('hidden_states.store_path', str(config.hidden_states.store_path))}",

@@ -116,7 +116,7 @@ class _Training:
     def _announce(self, data: PreparedData, built: Built) -> None:
         drafter = built.drafter
         for notice in (*self.verifier.tokenizer.notices, *built.notices):
-            self.console.print(f"[yellow]note:[/] {notice}", soft_wrap=True)
+            self.console.print(f"note: {notice}", soft_wrap=True, markup=False)
         print_report(data.report, self.console)
         if self.config.show:
             print_samples(data.train, self.verifier.tokenizer, self.config.show, self.console)
@@ -136,8 +136,8 @@ class _Training:
             f"{self.verifier.device}"
         )
         for line in built.transplant.lines() if built.transplant is not None else ():
-            self.console.print(line, soft_wrap=True)
-        self.console.print(f"run directory: {self.folder}", soft_wrap=True)
+            self.console.print(line, soft_wrap=True, markup=False)
+        self.console.print(f"run directory: {self.folder}", soft_wrap=True, markup=False)
 
     def _fit(
         self, data: PreparedData, built: Built, argv: Sequence[str], tracking: Tracking
@@ -231,7 +231,7 @@ class _Training:
         found = forecast_start(self.config, built.drafter, built.fresh, validation, make, last)
         write_json(self.folder / "forecast.json", found.to_dict())
         for line in found.lines():
-            self.console.print(line, soft_wrap=True)
+            self.console.print(line, soft_wrap=True, markup=False)
 
     def _loader(
         self, samples: SampleSet, source: HiddenStateSource, num_aux: int, *, shuffle: bool
@@ -289,7 +289,7 @@ class _Training:
         )
 
     def _conclude(self, trained: TrainResult, result: dict[str, Any], report: Path) -> None:
-        say = functools.partial(self.console.print, soft_wrap=True)
+        say = functools.partial(self.console.print, soft_wrap=True, markup=False)
         length = result["acceptance_length"]
         if length is not None:
             interval = result["acceptance_length_ci95"]
@@ -299,7 +299,8 @@ class _Training:
             say(
                 f"\n[bold]acceptance length {length:.2f}[/]{spread} on {result['num_prompts']} "
                 "prompts: that many tokens per verifier call, "
-                f"{result['verifier_calls_saved']:.0%} of the calls saved"
+                f"{result['verifier_calls_saved']:.0%} of the calls saved",
+                markup=True,
             )
         elif trained.best_value is not None:
             say(

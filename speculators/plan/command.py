@@ -48,11 +48,11 @@ def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
     console = Console(highlight=False)
     console.print(memory_table(subject, plan))
     for line in lines(subject, plan, limits, measured):
-        console.print(line, soft_wrap=True)
+        console.print(line, soft_wrap=True, markup=False)
     found = to_dict(subject, plan, limits, measured)
     path = Path(config.output_dir) / "plan.json"
     write_json(path, found)
-    console.print(f"plan: {path}", soft_wrap=True)
+    console.print(f"plan: {path}", soft_wrap=True, markup=False)
     return found
 
 

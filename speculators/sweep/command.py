@@ -9,6 +9,7 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from speculators.config.schema import Config, Objective
 from speculators.conversion.durable import replace_text
@@ -64,16 +65,20 @@ def conclude(sweep: Path, objective: Objective | None = None) -> Leaderboard:
     console = Console(highlight=False)
     console.print(_shown(board, sweep.name))
     console.print(
-        f"leaderboard: {sweep / STEM}.md (.csv, .png); every run: runs.csv", soft_wrap=True
+        f"leaderboard: {sweep / STEM}.md (.csv, .png); every run: runs.csv",
+        soft_wrap=True,
+        markup=False,
     )
     return board
 
 
 def _shown(board: Leaderboard, title: str) -> Table:
     heads, rows = cells(board, num_beside=1)  # as many as fit 80 columns
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD)
     for index, head in enumerate(heads):  # heads may wrap, numbers may not
-        table.add_column(head.replace("_", " "), min_width=max(len(row[index]) for row in rows))
+        table.add_column(
+            Text(head.replace("_", " ")), min_width=max(len(row[index]) for row in rows)
+        )
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     return table

@@ -168,6 +168,20 @@ def test_bar_and_table_show_the_numbers() -> None:
     assert quiet.file.getvalue() == ""  # type: ignore[attr-defined]
 
 
+def test_a_category_is_shown_as_it_is_named() -> None:
+    """Brackets are no markup."""
+    verifier, drafter, tokenizer = parts()
+    prompts = [Prompt(("t3",), "1", "[/INST]", "f:1"), Prompt(("t4",), "2", "[bold]", "f:2")]
+    result = evaluate(
+        verifier, drafter, tokenizer, prompts, EvaluationConfig(max_new_tokens=6), seed=0
+    )
+    screen = Console(file=io.StringIO(), width=120)
+    screen.print(summary_table(result))
+    shown = screen.file.getvalue()  # type: ignore[attr-defined]
+    assert "[/INST]" in shown
+    assert "[bold]" in shown
+
+
 def test_distinct_grams() -> None:
     assert distinct_gram_share([[1, 2, 3, 4, 5], [1, 2, 3, 4]]) == 1.0
     assert distinct_gram_share([[1, 1, 1, 1, 1, 1]]) == pytest.approx(1 / 3)
