@@ -35,9 +35,12 @@ def _mask(report: DataReport) -> Iterator[str]:
             "(data.multi_turn, unstable turns, calls that the template does not show)"
         )
     if report.num_open_turns > _MANY * report.num_supervised_answers:
+        why = "see what the template writes (show=5)"
+        if report.finish_reasons:
+            why = "raise data.regenerate.max_new_tokens, or data.regenerate.unfinished=drop"
         yield (
             f"{report.num_open_turns:,} answers have no end-of-turn token: a drafter does not "
-            "learn from them when to stop; see what the template writes (show=5)"
+            f"learn from them when to stop; {why}"
         )
 
 

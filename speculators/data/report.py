@@ -46,7 +46,7 @@ class DataReport:
         num_supervised_answers: of them, supervised in one of the rows before truncation.
         num_open_turns: supervised turns without an end token before truncation.
         num_duplicates: samples equal to an earlier one.
-        num_fully_supervised: samples without an unsupervised token.
+        num_fully_supervised: samples of rows without an unsupervised token.
         dropped: rows and turns left out, by reason.
         num_asked_for: of them, left out because a setting asks for it (duplicates, say).
         examples: a few of them, with file and line.

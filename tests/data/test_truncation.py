@@ -56,6 +56,13 @@ def test_split_keeps_every_token_and_ends_pieces_behind_answers() -> None:
     assert report.num_conversations == 1
 
 
+def test_a_piece_of_a_long_answer_is_no_row_without_a_mask() -> None:
+    samples, _ = cut([0] * 4 + [1] * 36, Truncation.split)
+    assert [bool(sample.loss_mask.all()) for sample in samples] == [False, True, True, True]
+    assert not any(sample.is_unmasked for sample in samples)
+    assert all(sample.is_unmasked for sample in cut([1] * 30, Truncation.split)[0])
+
+
 def test_pieces_without_an_answer_are_counted_as_lost() -> None:
     samples, report = cut([0] * 12 + [1] * 4, Truncation.split)
     assert [sample.input_ids.tolist() for sample in samples] == [list(range(10, 16))]
