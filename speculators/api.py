@@ -6,9 +6,9 @@
     result = speculators.train(config)
     print(result["acceptance_length"], result["checkpoint"])
 
-A configuration is composed from the same files as on the command line, is validated at once, and
-is a plain dataclass afterwards. Every stage writes what the command writes, shows the same
-progress, and raises `SpeculatorsError` where the command prints an error line.
+A configuration is composed from the same files as on the command line, is validated at once and
+again when it is used, and is a plain dataclass. Every stage writes what the command writes, shows
+the same progress, and raises `SpeculatorsError` where the command prints an error line.
 """
 
 from __future__ import annotations
@@ -18,9 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from speculators.cli.commands import COMMANDS
+from speculators.config.checking import find_missing
 from speculators.config.composition import compose as compose_command
 from speculators.config.loading import load_run_config
 from speculators.config.schema import Config
+from speculators.config.validation import find_problems
+from speculators.config.wording import did_you_mean
 from speculators.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -46,8 +49,12 @@ def compose(
         ConfigError: every problem at once.
     """
     if command not in COMMANDS:
-        raise ConfigError(f"command={command}: no such command: there are {', '.join(COMMANDS)}")
-    folder = [] if output_dir is None else [f"output_dir='{output_dir}'"]
+        meant = did_you_mean(command, COMMANDS)
+        raise ConfigError(
+            f"command={command}: no such command:{meant} there are {', '.join(COMMANDS)}"
+        )
+    escaped = str(output_dir).replace("'", "\\'")
+    folder = [] if output_dir is None else [f"output_dir='{escaped}'"]
     return compose_command(command, [*overrides, *folder])
 
 
@@ -61,6 +68,8 @@ def load_config(path: str | Path) -> Config:
         ConfigError: there is none, or it does not stand.
     """
     path = Path(path)
+    if not path.exists():
+        raise ConfigError(f"{path}: no such file or folder; give a run's folder or a checkpoint")
     if path.is_dir():
         names = ("resolved.yaml", "run.yaml")
         found = [path / name for name in names if (path / name).exists()]
@@ -82,6 +91,7 @@ def prepare(config: Config) -> PreparedData:
     from speculators.launch.data_stage import prepare_data
     from speculators.launch.verifier_stage import Verifier
 
+    _check(config, "prepare")
     return prepare_data(config, Verifier(config))
 
 
@@ -157,6 +167,7 @@ def load_verifier(config: Config) -> Verifier:
     """Open the verifier of a configuration: sizes and tokenizer at once, weights on first use."""
     from speculators.launch.verifier_stage import Verifier
 
+    _check(config)
     return Verifier(config)
 
 
@@ -173,5 +184,18 @@ def load_drafter(checkpoint: str | Path, verifier: Verifier) -> Drafter[Any]:
 
 
 def _run(command: str, config: Config) -> dict[str, Any]:
+    _check(config, command)
     result = COMMANDS[command].run(config)
     return dict(result) if isinstance(result, Mapping) else {}
+
+
+def _check(config: Config, command: str | None = None) -> None:
+    """Check again, before anything is written: it may have been changed since it was composed."""
+    if not isinstance(config, Config):
+        raise ConfigError(
+            f"config is a {type(config).__name__}: give a configuration, as "
+            'speculators.compose("verifier=tiny") returns it'
+        )
+    needs = COMMANDS[command].needs if command else ()
+    if problems := [*find_problems(config), *find_missing(config, needs)]:
+        raise ConfigError(problems)

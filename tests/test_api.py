@@ -6,6 +6,7 @@ import ast
 import inspect
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,10 +49,10 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 def test_composes_what_the_command_line_composes(tmp_path: Path) -> None:
-    config = speculators.compose("speculator.block_size=4", output_dir=tmp_path / "here")
+    config = speculators.compose("speculator.block_size=4", output_dir=tmp_path / "it's here")
     assert config.speculator.name == "dflash"
     assert config.speculator.block_size == 4  # type: ignore[attr-defined]
-    assert config.output_dir == str(tmp_path / "here")
+    assert config.output_dir == str(tmp_path / "it's here")
 
 
 def test_every_problem_is_named_at_once() -> None:
@@ -60,11 +61,29 @@ def test_every_problem_is_named_at_once() -> None:
     assert len(raised.value.problems) == 2
     with pytest.raises(ConfigError, match="command=tune: no such command: there are train"):
         speculators.compose(command="tune")
+    with pytest.raises(ConfigError, match=r"no such command: did you mean train\?"):
+        speculators.compose(command="trian")
+
+
+def test_a_configuration_is_checked_again_when_it_is_used(tmp_path: Path) -> None:
+    """It can be changed after it was composed; nothing is written with a wrong one."""
+    config = tiny(tmp_path)
+    wrong = replace(config, optimizer=replace(config.optimizer, lr=-1.0))
+    for stage in (speculators.train, speculators.prepare, speculators.load_verifier):
+        with pytest.raises(ConfigError, match=r"optimizer\.lr=-1\.0: "):
+            stage(wrong)
+    with pytest.raises(ConfigError, match="checkpoint=null: a value is needed"):
+        speculators.evaluate(config)
+    with pytest.raises(ConfigError, match=r"config is a str: .*speculators\.compose"):
+        speculators.train("verifier=tiny")  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_without_a_configuration_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds neither resolved"):
         speculators.load_config(tmp_path)
+    with pytest.raises(ConfigError, match="nowhere: no such file or folder; give a run's folder"):
+        speculators.load_config(tmp_path / "nowhere")
 
 
 def test_one_drafter_from_conversations_to_tokens(tmp_path: Path) -> None:

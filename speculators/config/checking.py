@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import reduce
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -39,7 +40,7 @@ def check(
     if config is not None and first.config is not None and first.multirun:
         problems.extend(sweep_problems(config, first.config.hydra.sweeper, decodes=decodes))
     if values and first.config is not None:
-        problems.extend(_needed(first.config, needs))
+        problems.extend(find_missing(first.config, needs))
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
 
@@ -79,11 +80,31 @@ def sweep_problems(config: Config, sweeper: Any, *, decodes: bool) -> Iterator[s
         )
 
 
-def _needed(config: DictConfig, needs: Sequence[str]) -> Iterator[str]:
+def find_missing(config: DictConfig | Config, needs: Sequence[str]) -> Iterator[str]:
+    """Yield what a command cannot do without and was not given.
+
+    Args:
+        config: composed, typed or not yet.
+        needs: dotted keys; of `a|b|c`, one is enough.
+    """
     for need in needs:
         keys = need.split("|")
-        if all(OmegaConf.select(config, key) in (None, {}) for key in keys):
+        if all(_select(config, key) in (None, {}) for key in keys):
             group, _, name = keys[0].rpartition(".")
-            schema = (OmegaConf.get_type(config[group]) if group else None) or Config
+            schema = _schema(config, group) if group else Config
             others = f" (or {', '.join(keys[1:])})" if keys[1:] else ""
             yield f"{keys[0]}=null: a value is needed{others}: {field_doc(schema, name)}"
+
+
+def _select(config: DictConfig | Config, key: str) -> Any:
+    if isinstance(config, Config):
+        return reduce(getattr, key.split("."), config)
+    return OmegaConf.select(config, key)
+
+
+def _schema(config: DictConfig | Config, group: str) -> Any:
+    return (
+        type(_select(config, group))
+        if isinstance(config, Config)
+        else (OmegaConf.get_type(config[group]) or Config)
+    )

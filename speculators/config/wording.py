@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
+import re
+import shlex
 import textwrap
 import types
 from collections.abc import Iterable
@@ -38,6 +40,16 @@ def show(value: Any) -> str:
 def line(path: str, value: Any, message: str) -> str:
     """Return one error line: the dotted path, the value, and what is wrong with it."""
     return f"{path}={show(value)}: {message}"
+
+
+def argument(key: str, value: str) -> str:
+    """Return `key=value` as it is typed into a shell, with the quotes that Hydra and it need."""
+    if re.fullmatch(r"[\w./~:+@-]+", value):
+        return f"{key}={value}"
+    if re.search(r"['\"\\$`!]", value):
+        escaped = value.replace("'", "\\'")
+        return shlex.quote(f"{key}='{escaped}'")
+    return f"\"{key}='{value}'\""
 
 
 def describe(hint: Any) -> str:

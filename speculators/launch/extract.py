@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.filesize import decimal
 
 from speculators.config.schema import Config, HiddenStatesMode, OnGenerate, OnMissing
+from speculators.config.wording import argument
 from speculators.data.packing import pack
 from speculators.data.prepared import PreparedData, SampleSet
 from speculators.data.types import Sample
@@ -81,7 +82,7 @@ def fill_store(
     console.print(f"store: {config.hidden_states.store_path}", soft_wrap=True)
     console.print(
         "next:  speculators train hidden_states=offline "
-        f"hidden_states.store_path={config.hidden_states.store_path}",
+        f"{argument('hidden_states.store_path', str(config.hidden_states.store_path))}",
         soft_wrap=True,
     )
     return progress.result()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from rich.console import Console
 from speculators.algorithms.base import Drafter
 from speculators.config.loading import to_yaml
 from speculators.config.schema import Config, HiddenStatesMode
+from speculators.config.wording import argument
 from speculators.conversion.layout import read_model
 from speculators.data.coloured import print_samples
 from speculators.data.loader import RowLoader
@@ -307,8 +309,8 @@ class _Training:
             )
         say(f"report:      {report}")
         say(f"checkpoint:  {result['checkpoint']}")
-        say(f"next:        speculators evaluate checkpoint={result['checkpoint']}")
-        say(f"serve:       vllm serve {result['checkpoint']}")
+        say(f"next:        speculators evaluate {argument('checkpoint', result['checkpoint'])}")
+        say(f"serve:       vllm serve {shlex.quote(result['checkpoint'])}")
 
 
 def _share_of(config: Config, ranks: Ranks) -> Config:

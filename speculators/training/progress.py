@@ -36,6 +36,7 @@ class TrainingProgress:
         self._total, self._first, self._step = total_steps, first_step, first_step
         self._values: dict[tuple[str, str], str] = {}
         self._status = ""
+        self._unsaid = False
         self._bar = Progress(
             TextColumn("[bold]training"),
             BarColumn(),
@@ -64,6 +65,8 @@ class TrainingProgress:
     ) -> None:
         """Leave the last state on the screen."""
         self._bar.stop()
+        if self._unsaid:
+            self._say_step()
 
     def advance(self, step: int) -> None:
         """Show that `step` steps are done."""
@@ -81,8 +84,8 @@ class TrainingProgress:
     def show(self, line: Mapping[str, Any]) -> None:
         """Take loss and acceptance length from a line of metrics.
 
-        Without a terminal, training lines are printed at most every ten seconds and at the end,
-        validation lines always.
+        Without a terminal, training lines are printed at most every ten seconds, validation lines
+        always, and the last line of either kind in the end.
         """
         for (kind, name), form in SHOWN.items():
             if line.get("kind") != kind:
@@ -92,16 +95,18 @@ class TrainingProgress:
             if isinstance(value, float | int | list):
                 values = value if isinstance(value, list) else [value]
                 self._values[kind, name] = form.format(*values)
-        values = self._shown()
-        self._bar.update(self._task, values=values)
+        self._bar.update(self._task, values=self._shown())
         if self._console.is_terminal:
             return
-        now = time.monotonic()
-        due = now - self._last_line >= _PLAIN_SECONDS or self._step >= self._total
+        self._unsaid = True
+        due = time.monotonic() - self._last_line >= _PLAIN_SECONDS
         if due or line.get("kind") == "validation":
-            self._last_line = now
-            left = _duration(self._seconds_left())
-            self.say(f"step {self._step}/{self._total}  {values}  {self._rate()}  {left} left")
+            self._say_step()
+
+    def _say_step(self) -> None:
+        self._unsaid, self._last_line = False, time.monotonic()
+        step, left = f"step {self._step}/{self._total}", _duration(self._seconds_left())
+        self.say(f"{step}  {self._shown()}  {self._rate()}  {left} left")
 
     def say(self, text: str) -> None:
         """Print one line above the bar."""

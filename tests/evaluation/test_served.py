@@ -19,7 +19,8 @@ from speculators.evaluation.decode import decode
 from speculators.evaluation.evaluate import evaluate
 from speculators.evaluation.load import Speed, parts
 from speculators.evaluation.prompts import Prompt
-from speculators.evaluation.served import ServedAnswers, ServedCheckpoint, evaluate_served
+from speculators.evaluation.served import ServedCheckpoint, evaluate_served
+from speculators.evaluation.served_answers import ServedAnswers
 from speculators.evaluation.summary import summary_table
 from speculators.hidden_states.online.completions import Ask
 from speculators.hidden_states.online.streaming import Streamed
@@ -168,7 +169,7 @@ def test_other_requests_are_noticed(serve: Callable[..., FakeVLLM], engine: Engi
 def test_counters_that_do_not_move(
     serve: Callable[..., FakeVLLM], engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("speculators.evaluation.served._COUNTERS_SECONDS", 0.1)
+    monkeypatch.setattr("speculators.evaluation.served_counters._SECONDS", 0.1)
 
     def silent(prompt: Any, longest: int, stops: Any) -> tuple[Sequence[int], list[int]]:
         return engine(prompt, longest, stops)[0], []

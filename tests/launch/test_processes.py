@@ -130,3 +130,29 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
     assert run(folder, "launcher=fsdp").returncode == 0
     whole, again = (tmp_path / n / "metrics.jsonl" for n in ("whole", "stopped"))
     assert whole.read_text() == again.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "below",
+    [(), ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2"), ("hydra/launcher=submitit_local",)],
+)
+def test_runs_of_a_sweep_have_two_processes_each(below: tuple[str, ...], tmp_path: Path) -> None:
+    shape = ("launcher=ddp", "num_threads=1", "training.max_steps=6")
+    alone = run(tmp_path / "alone", *shape, "optimizer.lr=0.001")
+    assert alone.returncode == 0, alone.stderr
+    places = (f"hydra.sweep.dir={tmp_path / 'sweep'}", f"cache_dir={tmp_path / 'cache'}")
+    rates = "optimizer.lr=0.001,0.002"
+    done = subprocess.run(
+        [sys.executable, "train.py", "--multirun", *SMALL, *shape, *places, rates, *below],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    found = {
+        path.parent.name: losses(path.parent) for path in tmp_path.glob("sweep/*/metrics.jsonl")
+    }
+    assert len(found) == 2
+    assert losses(tmp_path / "alone") in found.values()

@@ -180,9 +180,19 @@ def _forecast(files: RunFiles) -> Chart | None:
     steps = [line["step"] for line in made]
     low, high = zip(*(line["forecast_acceptance_length_ci95"] for line in made), strict=True)
     with figure() as (drawing, axes):
-        axes.fill_between(steps, low, high, color=SERIES[1], alpha=0.2, linewidth=0)
         expected = [line["forecast_acceptance_length"] for line in made]
-        axes.plot(steps, expected, color=SERIES[1], label="expected at the end, 95 %")
+        reach = np.abs(np.array([low, high]) - expected)  # bars, which a single forecast shows too
+        axes.errorbar(
+            steps,
+            expected,
+            reach,
+            color=SERIES[1],
+            label="expected at the end, 95 %",
+            marker="o",
+            markersize=3.5,
+            elinewidth=1,
+            capsize=2,
+        )
         axes.plot(*zip(*measured, strict=True), color=SERIES[0], label="measured (walk)")
         axes.set_xlabel("step")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
