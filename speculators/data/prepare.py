@@ -208,6 +208,7 @@ class _Job:
         self.report.num_validation = int(validates.sum())
         self.report.num_train = len(validates) - self.report.num_validation
         add_lengths(self.report, cutter, self.sequence_length)
+        self.report.truncation = self.config.truncation.value
         add_coverage(self.report, torch.from_numpy(counts), self.tokenizer)
         add_origins(self.report, self.config, self.parts)
         self.report.seconds = round(time.perf_counter() - started, 3)

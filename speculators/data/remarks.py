@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from speculators.config.schema import Truncation
 from speculators.data.report import DataReport
 
 _MANY = 0.05
@@ -66,10 +67,12 @@ def _rows(report: DataReport) -> Iterator[str]:
         )
     rows = max(1, sum(report.length_counts))
     if report.num_truncated > _MANY * rows:
+        or_split = (
+            "" if report.truncation == Truncation.split.value else ", or data.truncation=split"
+        )
         yield (
             f"{report.num_truncated / rows:.1%} of the rows are longer than "
-            f"{report.sequence_length:,} tokens: raise training.sequence_length, or "
-            "data.truncation=split"
+            f"{report.sequence_length:,} tokens: raise training.sequence_length{or_split}"
         )
     left_out = sum(report.dropped.values()) - report.num_asked_for
     if left_out > _MANY * report.num_rows:

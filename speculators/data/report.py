@@ -57,6 +57,7 @@ class DataReport:
         supervised_edges: lower edges of the histogram of supervised tokens of a row.
         supervised_counts: rows per bin.
         sequence_length: longest sample, in tokens.
+        truncation: what became of longer rows (`data.truncation`).
         contaminated: conversations that hold an evaluation prompt, by the prompt's file.
         coverage_sizes: by share of the supervised training tokens (in percent): smallest draft
             vocabulary that covers it, in tokens.
@@ -104,6 +105,7 @@ class DataReport:
     supervised_counts: list[int] = field(default_factory=list)
     sources: dict[str, SourceCount] = field(default_factory=dict)
     sequence_length: int = 0
+    truncation: str = ""
     contaminated: dict[str, int] = field(default_factory=dict)
     coverage_sizes: dict[str, int] = field(default_factory=dict)
     suggested_vocab_size: int = 0

@@ -91,20 +91,25 @@ class Cutter:
         unmasked = bool(row.loss_mask.all())
         for start, stop in spans:
             mask = row.loss_mask[start:stop]
-            if self._teaches(record, mask, long):
+            if self._teaches(record, mask, long, is_piece=long and whole):
                 kept += stop - start
                 yield Cut(row.input_ids[start:stop], mask, is_truncated=long, is_unmasked=unmasked)
         if long and kept:
             what = "split into several samples" if whole else f"cut to {self._limit} tokens"
             report.truncate(f"{record.origin}: {length} tokens: {what}", length - kept)
 
-    def _teaches(self, record: Record, mask: Bool[np.ndarray, "token"], long: bool) -> bool:
+    def _teaches(
+        self, record: Record, mask: Bool[np.ndarray, "token"], long: bool, *, is_piece: bool
+    ) -> bool:
         supervised, least = int(mask.sum()), self._config.min_supervised_tokens
         if supervised >= least:
             return True
-        cut = " after truncation" if long else ""
-        reason = f"fewer than {least} supervised tokens{cut}"
-        self._report.drop(reason, f"{record.origin}: {reason}: {supervised}")
+        reason = f"fewer than {least} supervised tokens"
+        if is_piece:  # a long question gives such pieces, and nobody misses them
+            reason = f"piece of a long row with {reason}"
+        elif long:
+            reason += " after truncation"
+        self._report.drop(reason, f"{record.origin}: {reason}: {supervised}", asked_for=is_piece)
         return False
 
 

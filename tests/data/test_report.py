@@ -126,6 +126,10 @@ def test_nothing_unusual_has_no_remarks() -> None:
         ({"num_validation": 40}, "40.0% of the samples validate where 10.0% were asked for"),
         ({"num_duplicates": 30}, "30.0% of the samples repeat an earlier one"),
         ({"num_truncated": 8}, "8.0% of the rows are longer than 64 tokens"),
+        (
+            {"num_truncated": 8, "truncation": "split"},
+            "8.0% of the rows are longer than 64 tokens: raise training.sequence_length",
+        ),
         ({"dropped": {"unknown layout": 6}}, "left out, of 100 rows: 6 (rows or single turns)"),
     ],
 )

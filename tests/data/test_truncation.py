@@ -67,7 +67,8 @@ def test_pieces_without_an_answer_are_counted_as_lost() -> None:
     samples, report = cut([0] * 12 + [1] * 4, Truncation.split)
     assert [sample.input_ids.tolist() for sample in samples] == [list(range(10, 16))]
     assert report.num_lost_tokens == 10
-    assert report.dropped == {"fewer than 2 supervised tokens after truncation": 1}
+    reason = "piece of a long row with fewer than 2 supervised tokens"
+    assert (report.dropped, report.num_asked_for) == ({reason: 1}, 1)
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=200), st.integers(2, 40))
