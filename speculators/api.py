@@ -53,7 +53,8 @@ def compose(
         raise ConfigError(
             f"command={command}: no such command:{meant} there are {', '.join(COMMANDS)}"
         )
-    folder = [] if output_dir is None else [f"output_dir='{output_dir}'"]
+    escaped = str(output_dir).replace("'", "\\'")
+    folder = [] if output_dir is None else [f"output_dir='{escaped}'"]
     return compose_command(command, [*overrides, *folder])
 
 

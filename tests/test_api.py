@@ -49,10 +49,10 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 def test_composes_what_the_command_line_composes(tmp_path: Path) -> None:
-    config = speculators.compose("speculator.block_size=4", output_dir=tmp_path / "here")
+    config = speculators.compose("speculator.block_size=4", output_dir=tmp_path / "it's here")
     assert config.speculator.name == "dflash"
     assert config.speculator.block_size == 4  # type: ignore[attr-defined]
-    assert config.output_dir == str(tmp_path / "here")
+    assert config.output_dir == str(tmp_path / "it's here")
 
 
 def test_every_problem_is_named_at_once() -> None:

@@ -6,9 +6,9 @@ arXiv:2005.14165, appendix C); a shorter prompt where a user turn says exactly i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from speculators.config.schema import DataConfig
 from speculators.data.files import find_files, hash_files, read_rows
@@ -18,6 +18,7 @@ from speculators.errors import DataError
 
 RUN_WORDS = 13
 KEY = "data.prompt_sets"
+Spell: TypeAlias = Callable[[Any], str]
 _TEXTS = ("turns", "prompt", "question", "problem", "instruction", "messages", "conversations")
 
 
@@ -26,6 +27,7 @@ class PromptSets:
 
     Args:
         paths: files, folders or patterns in the layouts that evaluation reads.
+        spell: text of tokens; rows that were tokenised before are searched for runs of words.
 
     Attributes:
         num_prompts: texts that are looked for.
@@ -34,7 +36,8 @@ class PromptSets:
         DataError: nothing is there, or a row holds no prompt (file and line).
     """
 
-    def __init__(self, paths: Sequence[str]) -> None:
+    def __init__(self, paths: Sequence[str], spell: Spell) -> None:
+        self._spell = spell
         self._files = [file for path in paths for file in find_files(path, KEY)]
         self._runs: dict[int, str] = {}
         self._whole: dict[int, str] = {}
@@ -67,21 +70,29 @@ class PromptSets:
         """Return the name of the prompt file a conversation repeats something of, or None."""
         item = record.item
         if isinstance(item, TokenRow):
-            return None
+            words = words_of(self._spell(item.input_ids))
+            return None if len(words) < RUN_WORDS else self._found(words, self._runs)
         for turn in item.turns:
             words = words_of(turn.content)
             short = len(words) < RUN_WORDS
             if short and turn.role != "user":
                 continue
-            known = self._whole if short else self._runs
-            hashes = run_hashes(words, RUN_WORDS).tolist()
-            if (run := next((run for run in hashes if run in known), None)) is not None:
-                return known[run]
+            name = self._found(words, self._whole if short else self._runs)
+            if name is not None:
+                return name
         return None
 
+    def _found(self, words: Sequence[str], known: Mapping[int, str]) -> str | None:
+        hashes = run_hashes(words, RUN_WORDS).tolist()
+        return next((known[run] for run in hashes if run in known), None)
 
-def open_prompt_sets(config: DataConfig) -> PromptSets | None:
+
+def open_prompt_sets(config: DataConfig, spell: Spell) -> PromptSets | None:
     """Return the evaluation prompts of `data.prompt_sets`, if there are any.
+
+    Args:
+        config: names their files.
+        spell: text of tokens.
 
     Raises:
         DataError: nothing is there, or a row holds no prompt.
@@ -89,7 +100,7 @@ def open_prompt_sets(config: DataConfig) -> PromptSets | None:
     paths = config.prompt_sets
     if not paths:
         return None
-    return PromptSets([paths] if isinstance(paths, str) else paths)
+    return PromptSets([paths] if isinstance(paths, str) else paths, spell)
 
 
 def prompt_texts(row: Any) -> Iterator[str]:

@@ -50,6 +50,8 @@ def find_files(path: str, key: str = "data.path") -> list[Path]:
         if not root.name.lower().endswith(SUFFIXES):
             raise DataError(f"{key}={path}: unknown kind of file (known: {_kinds()})")
         return [root]
+    if root.exists():
+        raise DataError(f"{key}={path}: neither a file nor a folder")
     matches = sorted(glob.glob(str(root), recursive=True))
     if not matches or str(root) in matches:
         raise DataError(f"{key}={path}: no such file or folder")

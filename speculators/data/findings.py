@@ -21,8 +21,10 @@ from speculators.data.template import VerifierTokenizer
 from speculators.data.truncation import Cutter
 from speculators.data.types import Sample
 from speculators.data.vocabulary import forced_token_ids
+from speculators.errors import DataError
 
 _SAMPLES, _CONTEXT_TOKENS, _TOKENS = 4, 120, 1500
+_TOLERATED = 0.01
 _PERCENT = (50, 90, 99, 100)
 _POLICIES = ("truncation", "multi_turn", "bad_rows", "duplicates", "contaminated")
 
@@ -59,6 +61,20 @@ def add_origins(report: DataReport, config: DataConfig, parts: Sequence[Part]) -
             report.licences[source.name] = setting.licence
         if isinstance(source, HubSource) and (commit := source.commit()) is not None:
             report.commits[source.name] = commit
+
+
+def require_masks(report: DataReport) -> None:
+    """Refuse data whose masks are no masks.
+
+    Raises:
+        DataError: more than a few samples are supervised throughout.
+    """
+    if report.num_fully_supervised > _TOLERATED * report.num_samples:
+        raise DataError(
+            f"{report.num_fully_supervised} of {report.num_samples} samples are supervised "
+            "from the first to the last token, prompts included: the loss mask must be 0 on "
+            "what the verifier did not write"
+        )
 
 
 def settings_facts(

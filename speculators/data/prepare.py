@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from speculators.data.findings import (
     add_coverage,
     add_lengths,
     add_origins,
+    require_masks,
     settings_facts,
     shown_samples,
 )
@@ -53,7 +55,7 @@ from speculators.errors import ConfigError, DataError
 
 FORMAT_VERSION = 4
 _SHOWN = 5
-_TOLERATED = 0.01
+_LONGEST_NAME = 80
 
 
 def prepare(
@@ -108,12 +110,14 @@ def prepare(
         progress=progress,
         parts=open_parts(config, vocab_size=vocab_size, seed=seed),
         validation=open_validation(config, vocab_size=vocab_size),
-        prompts=open_prompt_sets(config),
+        prompts=open_prompt_sets(config, tokenizer.decode),
     )
     identity = job.identity()
     text = json.dumps(identity, sort_keys=True, default=str)
     fingerprint = hashlib.sha256(text.encode()).hexdigest()
-    folder = cache_dir / "prepared" / f"{config.name}-{fingerprint[:16]}"
+    # The name of a hub data set, or of a folder, is a path.
+    name = re.sub(r"[^\w.-]+", "_", config.name).strip("._")[-_LONGEST_NAME:]
+    folder = cache_dir / "prepared" / f"{name}-{fingerprint[:16]}"
     if (folder / MANIFEST).exists():
         return PreparedData.load(folder)
     if only_found:
@@ -204,6 +208,7 @@ class _Job:
         self.report.num_validation = int(validates.sum())
         self.report.num_train = len(validates) - self.report.num_validation
         add_lengths(self.report, cutter, self.sequence_length)
+        self.report.truncation = self.config.truncation.value
         add_coverage(self.report, torch.from_numpy(counts), self.tokenizer)
         add_origins(self.report, self.config, self.parts)
         self.report.seconds = round(time.perf_counter() - started, 3)
@@ -272,14 +277,6 @@ class _Job:
 
     def _require_samples(self, writer: SampleWriter, border: int) -> None:
         report = self.report
-        if len(writer.lengths) == border and report.dropped.get(HELD_OUT):
-            raise DataError("data.validation_path: every training row is in it as well")
-        empty = self.name if len(writer.lengths) == border else ""
-        if self.validation is not None and border == 0:
-            empty = self.validation.name
-        if empty:
-            lines = "".join(f"\n  {line}" for line in report.examples[:_SHOWN])
-            raise DataError(f"{empty}: no row is left to use; the first reasons:{lines}")
         unstable = report.dropped.get("unstable turn", 0)
         if unstable and self.config.bad_rows is BadRows.error:
             lines = "".join(f"\n  {x}" for x in report.examples if "unstable" in x)
@@ -290,12 +287,15 @@ class _Job:
                 "(+verifier.template_arguments.enable_thinking=false), let the verifier answer "
                 f"(data.regenerate.enabled=true) or leave them out (data.bad_rows=drop):{lines}"
             )
-        if report.num_fully_supervised > _TOLERATED * report.num_samples:
-            raise DataError(
-                f"{report.num_fully_supervised} of {report.num_samples} samples are supervised "
-                "from the first to the last token, prompts included: the loss mask must be 0 on "
-                "what the verifier did not write"
-            )
+        if len(writer.lengths) == border and report.dropped.get(HELD_OUT):
+            raise DataError("data.validation_path: every training row is in it as well")
+        empty = self.name if len(writer.lengths) == border else ""
+        if self.validation is not None and border == 0:
+            empty = self.validation.name
+        if empty:
+            lines = "".join(f"\n  {line}" for line in report.examples[:_SHOWN])
+            raise DataError(f"{empty}: no row is left to use; the first reasons:{lines}")
+        require_masks(report)
 
     def _split(
         self,

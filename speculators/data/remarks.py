@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from speculators.config.schema import Truncation
 from speculators.data.report import DataReport
 
 _MANY = 0.05
@@ -35,9 +36,12 @@ def _mask(report: DataReport) -> Iterator[str]:
             "(data.multi_turn, unstable turns, calls that the template does not show)"
         )
     if report.num_open_turns > _MANY * report.num_supervised_answers:
+        why = "see what the template writes (show=5)"
+        if report.finish_reasons:
+            why = "raise data.regenerate.max_new_tokens, or data.regenerate.unfinished=drop"
         yield (
             f"{report.num_open_turns:,} answers have no end-of-turn token: a drafter does not "
-            "learn from them when to stop; see what the template writes (show=5)"
+            f"learn from them when to stop; {why}"
         )
 
 
@@ -63,10 +67,12 @@ def _rows(report: DataReport) -> Iterator[str]:
         )
     rows = max(1, sum(report.length_counts))
     if report.num_truncated > _MANY * rows:
+        or_split = (
+            "" if report.truncation == Truncation.split.value else ", or data.truncation=split"
+        )
         yield (
             f"{report.num_truncated / rows:.1%} of the rows are longer than "
-            f"{report.sequence_length:,} tokens: raise training.sequence_length, or "
-            "data.truncation=split"
+            f"{report.sequence_length:,} tokens: raise training.sequence_length{or_split}"
         )
     left_out = sum(report.dropped.values()) - report.num_asked_for
     if left_out > _MANY * report.num_rows:

@@ -46,7 +46,7 @@ class DataReport:
         num_supervised_answers: of them, supervised in one of the rows before truncation.
         num_open_turns: supervised turns without an end token before truncation.
         num_duplicates: samples equal to an earlier one.
-        num_fully_supervised: samples without an unsupervised token.
+        num_fully_supervised: samples of rows without an unsupervised token.
         dropped: rows and turns left out, by reason.
         num_asked_for: of them, left out because a setting asks for it (duplicates, say).
         examples: a few of them, with file and line.
@@ -57,6 +57,7 @@ class DataReport:
         supervised_edges: lower edges of the histogram of supervised tokens of a row.
         supervised_counts: rows per bin.
         sequence_length: longest sample, in tokens.
+        truncation: what became of longer rows (`data.truncation`).
         contaminated: conversations that hold an evaluation prompt, by the prompt's file.
         coverage_sizes: by share of the supervised training tokens (in percent): smallest draft
             vocabulary that covers it, in tokens.
@@ -104,6 +105,7 @@ class DataReport:
     supervised_counts: list[int] = field(default_factory=list)
     sources: dict[str, SourceCount] = field(default_factory=dict)
     sequence_length: int = 0
+    truncation: str = ""
     contaminated: dict[str, int] = field(default_factory=dict)
     coverage_sizes: dict[str, int] = field(default_factory=dict)
     suggested_vocab_size: int = 0

@@ -158,7 +158,7 @@ class SampleWriter:
         report.num_samples += 1
         report.num_tokens += len(ids)
         report.num_supervised += supervised
-        report.num_fully_supervised += supervised == len(ids)
+        report.num_fully_supervised += cut.is_unmasked
         count = report.sources.setdefault(source, SourceCount())
         count.samples += 1
         count.tokens += len(ids)

@@ -28,11 +28,13 @@ class Cut:
         input_ids: at most as many tokens as the sequence has.
         loss_mask: True on supervised tokens.
         is_truncated: whether it is not the whole row.
+        is_unmasked: whether the whole row is supervised; a piece of a long answer may well be.
     """
 
     input_ids: Int[np.ndarray, "token"]
     loss_mask: Bool[np.ndarray, "token"]
     is_truncated: bool
+    is_unmasked: bool
 
 
 class Cutter:
@@ -86,22 +88,28 @@ class Cutter:
         whole = policy is Truncation.split or not long
         spans = split_points(row.loss_mask, self._limit) if whole else [(0, self._limit)]
         kept = 0
+        unmasked = bool(row.loss_mask.all())
         for start, stop in spans:
             mask = row.loss_mask[start:stop]
-            if self._teaches(record, mask, long):
+            if self._teaches(record, mask, long, is_piece=long and whole):
                 kept += stop - start
-                yield Cut(row.input_ids[start:stop], mask, is_truncated=long)
+                yield Cut(row.input_ids[start:stop], mask, is_truncated=long, is_unmasked=unmasked)
         if long and kept:
             what = "split into several samples" if whole else f"cut to {self._limit} tokens"
             report.truncate(f"{record.origin}: {length} tokens: {what}", length - kept)
 
-    def _teaches(self, record: Record, mask: Bool[np.ndarray, "token"], long: bool) -> bool:
+    def _teaches(
+        self, record: Record, mask: Bool[np.ndarray, "token"], long: bool, *, is_piece: bool
+    ) -> bool:
         supervised, least = int(mask.sum()), self._config.min_supervised_tokens
         if supervised >= least:
             return True
-        cut = " after truncation" if long else ""
-        reason = f"fewer than {least} supervised tokens{cut}"
-        self._report.drop(reason, f"{record.origin}: {reason}: {supervised}")
+        reason = f"fewer than {least} supervised tokens"
+        if is_piece:  # a long question gives such pieces, and nobody misses them
+            reason = f"piece of a long row with {reason}"
+        elif long:
+            reason += " after truncation"
+        self._report.drop(reason, f"{record.origin}: {reason}: {supervised}", asked_for=is_piece)
         return False
 
 

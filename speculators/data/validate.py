@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from speculators.config.schema import DataConfig
 from speculators.config.schema.data import Duplicates
 from speculators.data.contamination import open_prompt_sets
+from speculators.data.findings import require_masks
 from speculators.data.masking import Masker
 from speculators.data.probe import MaskMethod, probe_template
 from speculators.data.readers import Part, open_parts, open_validation
@@ -15,8 +16,11 @@ from speculators.data.repeats import Repeats
 from speculators.data.report import DataReport
 from speculators.data.samples import mask_records
 from speculators.data.selection import Selector
+from speculators.data.split import split_validation
 from speculators.data.template import VerifierTokenizer
 from speculators.data.truncation import Cutter
+from speculators.data.types import sample_id_of
+from speculators.errors import DataError
 
 STOPS, LEFT_OUT = "stops the preparation", "left out"
 
@@ -29,11 +33,13 @@ class Listing(DataReport):
         emit: takes one line at a time: file, line, reason and what becomes of the row.
         num_stops: problems that a preparation would end with.
         num_usable: samples that a preparation would write.
+        refusal: what else a preparation would end with; None: nothing.
     """
 
     emit: Callable[[str], object] = field(default=print, compare=False)
     num_stops: int = 0
     num_usable: int = 0
+    refusal: str | None = None
 
     def drop(
         self,
@@ -61,6 +67,7 @@ def validate_rows(
     *,
     vocab_size: int,
     sequence_length: int,
+    validation_fraction: float,
     seed: int,
     emit: Callable[[str], object] = print,
 ) -> Listing:
@@ -71,6 +78,7 @@ def validate_rows(
         tokenizer: the verifier's.
         vocab_size: embedding rows of the verifier.
         sequence_length: longest sample, in tokens.
+        validation_fraction: share of the conversations held out.
         seed: of `data.max_samples`.
         emit: takes one line per problem.
 
@@ -79,7 +87,7 @@ def validate_rows(
         DataError: nothing readable is there.
     """
     listing = Listing(emit=emit)
-    prompts = open_prompt_sets(config)
+    prompts = open_prompt_sets(config, tokenizer.decode)
     selector = Selector(config, listing, seed=seed, prompts=prompts, raises=False)
     parts = open_parts(config, vocab_size=vocab_size, seed=seed)
     validation = open_validation(config, vocab_size=vocab_size)
@@ -96,11 +104,34 @@ def validate_rows(
     masker = Masker(tokenizer, config.multi_turn, use_tags=method is MaskMethod.tags)
     cutter = Cutter(config, sequence_length, listing)
     repeats = Repeats(listing, once=config.duplicates is not Duplicates.keep)
+    names, samples = list[str](), list[str]()
     for selection in selections:
         for record, masked in mask_records(selection.records(), masker, config.num_workers):
             for cut in cutter.cut(record, masked):
-                usable = not repeats.leaves_out(record, cut.input_ids, cut.loss_mask)
-                listing.num_usable += usable
+                if repeats.leaves_out(record, cut.input_ids, cut.loss_mask):
+                    continue
+                listing.num_samples += 1
+                listing.num_fully_supervised += cut.is_unmasked
+                samples.append(sample_id_of(cut.input_ids))
+                names.append(record.item.conversation_id or samples[-1])
         if selection is held_out:
             repeats.hold_out()
+    listing.num_usable = listing.num_samples
+    if samples:
+        listing.refusal = _refusal(
+            listing, names, samples, None if held_out else validation_fraction
+        )
     return listing
+
+
+def _refusal(
+    listing: Listing, names: list[str], samples: list[str], fraction: float | None
+) -> str | None:
+    """Return what a preparation of these samples would end with, or None."""
+    try:
+        require_masks(listing)
+        if fraction is not None:
+            split_validation(names, samples, fraction=fraction, seed=0)
+    except DataError as error:
+        return str(error)
+    return None

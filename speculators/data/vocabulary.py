@@ -12,6 +12,8 @@ from torch import Tensor
 
 from speculators.errors import CheckpointError, ConfigError
 
+_KEY = "speculator.draft_vocab_size"
+
 
 @dataclass(frozen=True)
 class DraftVocabulary:
@@ -30,7 +32,7 @@ class DraftVocabulary:
         ids = self.ids
         if ids.ndim != 1 or ids.dtype != torch.int64 or not 1 <= len(ids) <= self.vocab_size:
             raise ConfigError(
-                f"speculator.draft_vocab_size={len(ids)}: must lie between 1 and the verifier's "
+                f"{_KEY}={len(ids)}: must lie between 1 and the verifier's "
                 f"{self.vocab_size} embedding rows"
             )
         if int(ids[0]) < 0 or int(ids[-1]) >= self.vocab_size or bool((ids.diff() <= 0).any()):
@@ -92,6 +94,16 @@ class DraftVocabulary:
         return hashlib.sha256(self.ids.numpy().astype("<i8").tobytes()).hexdigest()
 
 
+def require_size(size: int, vocab_size: int) -> None:
+    """Refuse a size that no vocabulary of the verifier can have.
+
+    Raises:
+        ConfigError: it is no part of the vocabulary.
+    """
+    if not 1 <= size <= vocab_size:
+        raise ConfigError(f"{_KEY}={size}: must lie between 1 and the verifier's {vocab_size} rows")
+
+
 def build_vocabulary(
     counts: Int[Tensor, "vocab"],
     size: int,
@@ -116,9 +128,8 @@ def build_vocabulary(
     Raises:
         ConfigError: the size is no part of the vocabulary, or smaller than the forced ids.
     """
-    key = f"speculator.draft_vocab_size={size}"
-    if not 1 <= size <= vocab_size:
-        raise ConfigError(f"{key}: must lie between 1 and the verifier's {vocab_size} rows")
+    require_size(size, vocab_size)
+    key = f"{_KEY}={size}"
     forced = torch.tensor(sorted(set(forced_ids)), dtype=torch.int64)
     if len(forced) and not 0 <= int(forced[0]) <= int(forced[-1]) < vocab_size:
         raise ConfigError(f"{key}: forced ids must lie in 0..{vocab_size - 1}")

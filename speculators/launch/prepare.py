@@ -12,6 +12,7 @@ from speculators.data.coloured import print_samples
 from speculators.data.report_page import NUM_DRAFT_TOKENS, REPORT_HTML
 from speculators.data.report_view import print_report
 from speculators.data.validate import validate_rows
+from speculators.data.vocabulary import require_size
 from speculators.errors import DataError
 from speculators.launch.data_stage import prepare_data
 from speculators.launch.extract import fill_store, filling
@@ -39,9 +40,11 @@ def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
         console.print(f"[yellow]note:[/] {notice}", soft_wrap=True)
     if config.validate_only:
         return _validate(config, verifier, console)
+    size = config.speculator.draft_vocab_size
+    if size is not None:
+        require_size(size, verifier.spec.vocab_size)
     data = prepare_data(config, verifier)
     print_report(data.report, console)
-    size = config.speculator.draft_vocab_size
     if size is not None and size != verifier.spec.vocab_size:
         vocabulary = choose_vocabulary(size, verifier, data)
         coverage = announce_vocabulary(vocabulary, verifier, data, NUM_DRAFT_TOKENS, console)
@@ -65,6 +68,7 @@ def _validate(config: Config, verifier: Verifier, console: Console) -> dict[str,
         verifier.tokenizer,
         vocab_size=verifier.spec.vocab_size,
         sequence_length=longest_sample(config, verifier),
+        validation_fraction=config.training.validation_fraction,
         seed=config.data_seed,
         emit=lambda line: console.print(line, soft_wrap=True, markup=False),
     )
@@ -81,4 +85,6 @@ def _validate(config: Config, verifier: Verifier, console: Console) -> dict[str,
         raise DataError(f"{stops} (data.bad_rows=drop leaves such rows out)")
     if not listing.num_usable:
         raise DataError("no row is left to use")
+    if listing.refusal is not None:
+        raise DataError(listing.refusal)
     return listing.dropped

@@ -244,7 +244,7 @@ def run(
         names = ("sequence_length", "validation_fraction", "seed", "answerer", "verifier")
         given = {name: settings.pop(name) for name in names if name in settings}
         place = str(path) if isinstance(path, Path) else path
-        config = DataConfig(name="rows", path=place, **settings)
+        config = DataConfig(**{"name": "rows", "path": place, **settings})
         return prepare(
             config,
             make_tokenizer(template),

@@ -207,6 +207,7 @@ def check(make_tokenizer: MakeTokenizer) -> Callable[..., tuple[Listing, list[st
             make_tokenizer(template),
             vocab_size=400,
             sequence_length=256,
+            validation_fraction=0.25,
             seed=0,
             emit=named.append,
         )
@@ -311,3 +312,29 @@ def test_unstable_answers_are_named_as_stopping(tmp_path: Path, check: Callable[
     listing, named = check(path, "thinking_prompt")
     assert (listing.num_stops, listing.num_usable) == (8, 0)
     assert named[0].startswith(f"{path}:1: unstable turn 2: the generation prompt's '<think>")
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (lines()[: len(GOOD[0])], "1 distinct conversation(s) cannot be split"),
+        (b'{"input_ids": [5, 6], "loss_mask": [1, 1]}\n' * 3, "3 of 3 samples are supervised from"),
+    ],
+)
+def test_validation_refuses_what_a_preparation_would(
+    rows: bytes, said: str, tmp_path: Path, run: Callable[..., PreparedData], check: Any
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(rows)
+    with pytest.raises(DataError) as caught:
+        run(path)
+    listing, named = check(path)
+    assert (named, listing.refusal) == ([], str(caught.value))
+    assert said in str(caught.value)
+
+
+def test_neither_file_nor_folder(tmp_path: Path, run: Callable[..., PreparedData]) -> None:
+    path = tmp_path / "rows.jsonl"
+    os.mkfifo(path)
+    with pytest.raises(DataError, match=r"rows\.jsonl: neither a file nor a folder"):
+        run(path)

@@ -273,6 +273,33 @@ def test_nothing_left_names_the_first_reasons(
     ]
 
 
+def test_answers_longer_than_the_sequence_are_split(
+    run: Prepare, write_rows: WriteRows, messages: Messages
+) -> None:
+    rows = [messages("q", f"word{i} " * 300, id=f"l{i}") for i in range(6)]
+    data = run(write_rows(rows), truncation=Truncation.split)
+    assert data.report.num_samples > 20
+    assert data.report.num_fully_supervised == 0
+
+
+def test_where_it_lies_is_one_folder_in_the_cache(
+    run: Prepare, write_rows: WriteRows, rows: list[Any], tmp_path: Path
+) -> None:
+    """The name of a hub data set, or of a folder that stands in for one, is a path."""
+    for name in ("ORG/SET-1.5", str(tmp_path / "elsewhere" / "set"), "../..", "x" * 300):
+        folder = run(write_rows(rows), name=name).folder
+        assert folder.parent == tmp_path / "cache" / "prepared"
+    assert run(write_rows(rows), name="ORG/SET-1.5").folder.name.startswith("ORG_SET-1.5-")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_unstable_turns_everywhere_say_what_can_be_done(
+    run: Prepare, write_rows: WriteRows, rows: list[Any]
+) -> None:
+    with pytest.raises(DataError, match=r"^verifier\.template: 40 assistant turns begin with"):
+        run(write_rows(rows), template="thinking_prompt")
+
+
 def test_unstable_turns_stop_or_are_dropped(
     run: Prepare, write_rows: WriteRows, messages: Messages
 ) -> None:

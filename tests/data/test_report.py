@@ -118,9 +118,18 @@ def test_nothing_unusual_has_no_remarks() -> None:
         ({"num_supervised": 20}, "only 2.0% of the tokens are supervised"),
         ({"num_supervised_answers": 97}, "3 of 100 answers are supervised in no row"),
         ({"num_open_turns": 9}, "9 answers have no end-of-turn token"),
+        (
+            {"num_open_turns": 9, "finish_reasons": {"length": 9, "stop": 91}},
+            "9 answers have no end-of-turn token: a drafter does not learn from them when to stop; "
+            "raise data.regenerate.max_new_tokens",
+        ),
         ({"num_validation": 40}, "40.0% of the samples validate where 10.0% were asked for"),
         ({"num_duplicates": 30}, "30.0% of the samples repeat an earlier one"),
         ({"num_truncated": 8}, "8.0% of the rows are longer than 64 tokens"),
+        (
+            {"num_truncated": 8, "truncation": "split"},
+            "8.0% of the rows are longer than 64 tokens: raise training.sequence_length",
+        ),
         ({"dropped": {"unknown layout": 6}}, "left out, of 100 rows: 6 (rows or single turns)"),
     ],
 )

@@ -18,6 +18,7 @@ from speculators.data.readers import Part, open_parts
 from speculators.data.report import DataReport
 from speculators.data.rows import Origin, Record, RowProblem, TokenRow
 from speculators.data.selection import Selection, Selector, shares
+from speculators.data.template import VerifierTokenizer
 from speculators.data.types import Conversation, Turn
 from speculators.errors import DataError
 
@@ -225,7 +226,7 @@ def jaccard(a: str, b: str) -> float:
 def test_conversations_that_hold_an_evaluation_prompt_are_found(write_rows: WriteRows) -> None:
     problem = "A train leaves at noon and a second one an hour later, when do they meet?"
     path = write_rows([{"question": problem}, {"turns": ["Hi there", "Again."]}], "test.jsonl")
-    prompts = PromptSets([str(path)])
+    prompts = PromptSets([str(path)], str)
     assert prompts.num_prompts == 3
     rows = [
         record("Solve this: " + problem.upper(), "At two."),
@@ -246,11 +247,26 @@ def test_conversations_that_hold_an_evaluation_prompt_are_found(write_rows: Writ
     assert (report.contaminated, report.dropped) == ({"test.jsonl": 3}, {})
 
 
+def test_rows_of_tokens_are_searched_as_text(
+    write_rows: WriteRows, make_tokenizer: Callable[..., VerifierTokenizer]
+) -> None:
+    tokenizer = make_tokenizer("chatml")
+    problem = "A train leaves at noon and a second one an hour later, when do they meet?"
+    prompts = PromptSets([str(write_rows([{"question": problem}], "test.jsonl"))], tokenizer.decode)
+
+    def tokens(question: str) -> Record:
+        ids = np.array([*tokenizer.prompt_ids([Turn("user", question)]), 5, 6])
+        return Record(TokenRow(ids, np.arange(len(ids)) > len(ids) - 3, None, "s"), Origin("f", 1))
+
+    assert prompts.found_in(tokens(f"Solve it. {problem}")) == "test.jsonl"
+    assert prompts.found_in(tokens("A train leaves at noon and a second one later.")) is None
+
+
 def test_prompt_sets_that_cannot_be_read(write_rows: WriteRows, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"^data\.prompt_sets=.*none\.jsonl: no such file"):
-        PromptSets([str(tmp_path / "none.jsonl")])
+        PromptSets([str(tmp_path / "none.jsonl")], str)
     path = write_rows([{"prompt": "x"}, {"text": "y"}])
     with pytest.raises(DataError, match=r"rows\.jsonl:2: no prompt \(known: turns, prompt,"):
-        PromptSets([str(path)])
+        PromptSets([str(path)], str)
     with pytest.raises(DataError, match=r"rows\.jsonl:1: malformed JSON"):
-        PromptSets([str(write_rows(["{"]))])
+        PromptSets([str(write_rows(["{"]))], str)

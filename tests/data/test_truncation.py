@@ -56,11 +56,19 @@ def test_split_keeps_every_token_and_ends_pieces_behind_answers() -> None:
     assert report.num_conversations == 1
 
 
+def test_a_piece_of_a_long_answer_is_no_row_without_a_mask() -> None:
+    samples, _ = cut([0] * 4 + [1] * 36, Truncation.split)
+    assert [bool(sample.loss_mask.all()) for sample in samples] == [False, True, True, True]
+    assert not any(sample.is_unmasked for sample in samples)
+    assert all(sample.is_unmasked for sample in cut([1] * 30, Truncation.split)[0])
+
+
 def test_pieces_without_an_answer_are_counted_as_lost() -> None:
     samples, report = cut([0] * 12 + [1] * 4, Truncation.split)
     assert [sample.input_ids.tolist() for sample in samples] == [list(range(10, 16))]
     assert report.num_lost_tokens == 10
-    assert report.dropped == {"fewer than 2 supervised tokens after truncation": 1}
+    reason = "piece of a long row with fewer than 2 supervised tokens"
+    assert (report.dropped, report.num_asked_for) == ({reason: 1}, 1)
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=200), st.integers(2, 40))

@@ -66,6 +66,13 @@ def test_draft_vocabulary_is_measured_and_written(
     assert description["coverage"]["coverage"] == 1.0
 
 
+def test_impossible_draft_vocabulary_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    path = rows(tmp_path / "rows.jsonl", *GOOD)
+    with pytest.raises(ConfigError, match=r"^speculator\.draft_vocab_size=9999: must lie between"):
+        run(tmp_path, "data=jsonl", f"data.path={path}", "speculator.draft_vocab_size=9999")
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_source_and_path_contradict_each_other() -> None:
     with pytest.raises(ConfigError) as caught:
         compose("prepare", ["data=sharegpt", "data.path=x.jsonl"])
