@@ -68,7 +68,11 @@ def running(command: Sequence[str], port: int, log: Path) -> Iterator[str]:
     url = f"http://127.0.0.1:{port}"
     with log.open("w") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=output, env=os.environ | ENVIRONMENT
+            command,
+            stdout=output,
+            stderr=output,
+            env=os.environ | ENVIRONMENT,
+            start_new_session=True,
         )
     try:
         deadline = time.monotonic() + START_SECONDS
@@ -83,7 +87,7 @@ def running(command: Sequence[str], port: int, log: Path) -> Iterator[str]:
         try:
             process.wait(60)
         except subprocess.TimeoutExpired:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)  # its engine and workers too
             process.wait()
 
 
