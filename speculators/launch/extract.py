@@ -70,7 +70,7 @@ def fill_store(
             + _whose(config)
         )
         for line in _forecast(config, verifier.spec, num_tokens * (len(layer_ids) + 1)):
-            console.print(line, soft_wrap=True, markup=False)
+            console.print(line, soft_wrap=True)
         progress = _extract(share, source, ExtractProgress(console, len(share), num_tokens))
     finally:
         source.close()

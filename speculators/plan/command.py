@@ -48,7 +48,7 @@ def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
     console = Console(highlight=False)
     console.print(memory_table(subject, plan))
     for line in lines(subject, plan, limits, measured):
-        console.print(line, soft_wrap=True, markup=False)
+        console.print(line, soft_wrap=True)
     found = to_dict(subject, plan, limits, measured)
     path = Path(config.output_dir) / "plan.json"
     write_json(path, found)
