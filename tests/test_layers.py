@@ -14,7 +14,7 @@ PACKAGE = ROOT / "speculators"
 
 # From left to right; a module imports from its own layer and from those before it.
 LAYERS = (
-    {"errors"},
+    {"console", "errors"},
     {"config"},
     {"attention", "data", "hidden_states", "modules", "verifier"},
     {"algorithms"},

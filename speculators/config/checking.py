@@ -103,8 +103,6 @@ def _select(config: DictConfig | Config, key: str) -> Any:
 
 
 def _schema(config: DictConfig | Config, group: str) -> Any:
-    return (
-        type(_select(config, group))
-        if isinstance(config, Config)
-        else (OmegaConf.get_type(config[group]) or Config)
-    )
+    if isinstance(config, Config):
+        return type(_select(config, group))
+    return OmegaConf.get_type(config[group]) or Config

@@ -22,7 +22,12 @@ class TemplateRefusalError(DataError):
 
 
 REFUSALS = (
-    *(jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, RecursionError),
+    jinja2.TemplateError,
+    TypeError,
+    ValueError,
+    KeyError,
+    AttributeError,
+    RecursionError,
 )
 """What a template can raise over turns it was not written for."""
 

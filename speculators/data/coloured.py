@@ -12,6 +12,7 @@ from jaxtyping import Bool
 from rich.console import Console
 from rich.text import Text
 
+from speculators.console import open_console
 from speculators.data.prepared import SampleSet
 from speculators.data.template import VerifierTokenizer
 from speculators.data.types import Sample
@@ -81,7 +82,7 @@ def print_samples(
     samples: SampleSet, tokenizer: VerifierTokenizer, count: int, console: Console | None = None
 ) -> None:
     """Print the first samples of `count` conversations with supervised tokens coloured."""
-    console, shown = console or Console(), set[str]()
+    console, shown = console or open_console(), set[str]()
     for index in range(len(samples)):
         if len(shown) == count:
             return

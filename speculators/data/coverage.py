@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Int
 from rich.table import Table
-from rich.text import Text
 from torch import Tensor
 
 from speculators.data.template import VerifierTokenizer
@@ -149,11 +148,11 @@ def coverage_view(
     if report.num_unseen:
         table.add_row("never seen", f"{report.num_unseen:,} of the draftable tokens")
     for name, share in report.slices.items():
-        table.add_row(Text(f"coverage of {name}"), f"{share:.2%}")
+        table.add_row(f"coverage of {name}", f"{share:.2%}")
     if report.left_out:
         shown = (
             f"{tokenizer.token_text(i) if tokenizer else i!r} x{count}"
             for i, count in report.left_out
         )
-        table.add_row("first left out", Text(", ".join(shown)))
+        table.add_row("first left out", ", ".join(shown))
     return table

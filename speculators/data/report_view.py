@@ -6,6 +6,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from speculators.console import open_console
 from speculators.data.remarks import remarks
 from speculators.data.report import DataReport
 
@@ -29,7 +30,7 @@ def report_view(report: DataReport, console_width: int = 100) -> RenderableType:
 
 def print_report(report: DataReport, console: Console | None = None) -> None:
     """Print the report."""
-    console = console or Console()
+    console = console or open_console()
     console.print(report_view(report, console.width))
 
 
@@ -38,11 +39,6 @@ def _table(title: str, *columns: str) -> Table:
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index > 0)
     return table
-
-
-def _add(table: Table, *cells: str) -> None:
-    """Add a row as it is: names, reasons and tokens may hold what `rich` takes for markup."""
-    table.add_row(*map(Text, cells))
 
 
 def _totals(report: DataReport) -> Table:
@@ -76,7 +72,7 @@ def _totals(report: DataReport) -> Table:
     if report.num_open_turns:
         lines["answers without end"] = f"{report.num_open_turns:,}"
     for name, value in lines.items():
-        _add(table, name, value)
+        table.add_row(name, value)
     return table
 
 
@@ -97,7 +93,7 @@ def _roles(report: DataReport) -> Table:
     table = _table("Supervised by role", "role", "tokens", "supervised", "share")
     for role, (tokens, supervised) in sorted(report.roles.items()):
         share = f"{supervised / max(1, tokens):.1%}"
-        _add(table, role, f"{tokens:,}", f"{supervised:,}", share)
+        table.add_row(role, f"{tokens:,}", f"{supervised:,}", share)
     return table
 
 
@@ -110,7 +106,7 @@ def _lengths(report: DataReport, width: int) -> Table:
     ):
         last = index + 1 == len(report.length_edges)
         label = f"{edge}+" if last else f"{edge}-{report.length_edges[index + 1] - 1}"
-        _add(table, label, f"{count:,}", "█" * round(width * count / most))
+        table.add_row(label, f"{count:,}", "█" * round(width * count / most))
     return table
 
 
@@ -118,21 +114,21 @@ def _sources(report: DataReport) -> Table:
     table = _table("Sources", "source", "samples", "tokens", "supervised", "cut")
     for name, count in sorted(report.sources.items()):
         values = (count.samples, count.tokens, count.supervised, count.truncated)
-        _add(table, name, *(f"{value:,}" for value in values))
+        table.add_row(name, *(f"{value:,}" for value in values))
     return table
 
 
 def _vocabulary(report: DataReport) -> Table:
     table = _table("Draft vocabulary by coverage", "supervised tokens", "most frequent tokens")
     for share, size in report.coverage_sizes.items():
-        _add(table, f"{share} %", f"{size:,}")
+        table.add_row(f"{share} %", f"{size:,}")
     if report.suggested_vocab_size:
-        _add(table, "suggested", f"speculator.draft_vocab_size={report.suggested_vocab_size}")
+        table.add_row("suggested", f"speculator.draft_vocab_size={report.suggested_vocab_size}")
     return table
 
 
 def _dropped(report: DataReport) -> Table:
     table = _table("Left out", "reason", "count")
     for reason, count in sorted(report.dropped.items(), key=lambda item: -item[1]):
-        _add(table, reason, f"{count:,}")
+        table.add_row(reason, f"{count:,}")
     return table

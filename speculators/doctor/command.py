@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from speculators.config.schema import Config
+from speculators.console import marked, open_console
 from speculators.doctor.certificate import PARITY_FILE
 from speculators.doctor.checkpoint import CheckpointExamination
 from speculators.doctor.finding import Verdict
@@ -33,7 +34,7 @@ def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
         ConfigError: both a checkpoint and a run are given.
     """
     limit_threads(config)
-    console = Console(highlight=False)
+    console = open_console()
     if config.run is not None and config.checkpoint is not None:
         raise ConfigError("run, checkpoint: give one of the two: run=DIR looks at its best one")
     try:
@@ -41,7 +42,7 @@ def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
             return _checkpoint(config, console)
         found = diagnose_run(config, console)
         found.show(console)
-        console.print(f"\nwritten to {found.write()}", soft_wrap=True, markup=False)
+        console.print(f"\nwritten to {found.write()}", soft_wrap=True)
         return found.to_dict()
     finally:
         # Nothing of this command belongs into a run directory.
@@ -54,13 +55,17 @@ def _checkpoint(config: Config, console: Console) -> dict[str, Any]:
     certificate = examination.certificate()
     console.print(findings_table(certificate.findings))
     certificate.write(examination.folder, checkpoint=True)
-    console.print(f"written to {examination.folder / PARITY_FILE}", soft_wrap=True, markup=False)
+    console.print(f"written to {examination.folder / PARITY_FILE}", soft_wrap=True)
     first = certificate.first_failure
     if first is not None:
         raise CheckpointError(f"doctor: {first.line}")
     counts = [finding.verdict for finding in certificate.findings]
     console.print(
-        f"[bold green]parity:[/] {counts.count(Verdict.passed)} stages agree, "
-        f"{counts.count(Verdict.unchecked)} could not be checked here"
+        marked(
+            "parity:",
+            "bold green",
+            f" {counts.count(Verdict.passed)} stages agree, "
+            f"{counts.count(Verdict.unchecked)} could not be checked here",
+        )
     )
     return certificate.to_dict(examination.folder)

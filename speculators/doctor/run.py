@@ -12,9 +12,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from speculators.config.schema import Config
+from speculators.console import marked
 from speculators.conversion.durable import replace_text
 from speculators.data.prepared import PreparedData
 from speculators.doctor.case import NOW, Case
@@ -67,18 +67,20 @@ class RunDiagnosis:
         for name in ("signature", "numbers", "usually"):
             table.add_column(name, overflow="fold")
         for one in self.signatures:
-            table.add_row(*map(Text, (one.name, one.numbers, one.reading)))
+            table.add_row(one.name, one.numbers, one.reading)
         console.print(table)
         if self.no_tests:
-            console.print(f"tests not made: {self.no_tests}", markup=False, soft_wrap=True)
+            console.print(f"tests not made: {self.no_tests}", soft_wrap=True)
         for number, one in enumerate(self.diagnoses, 1):
-            head = f"\n[bold red]{number}. {one.cause.name}[/] ({one.certainty.value}): "
-            console.print(f"{head}{one.cause.means}", soft_wrap=True)
+            rest = f" ({one.certainty.value}): {one.cause.means}"
+            head = marked(f"\n{number}. {one.cause.name}", "bold red", rest)
+            console.print(head, soft_wrap=True)
             for name, text in (("seen", one.signature), ("test", one.test), ("change", one.change)):
                 if text:
-                    console.print(f"   {name + ':':<8} {text}", markup=False, soft_wrap=True)
+                    console.print(f"   {name + ':':<8} {text}", soft_wrap=True)
         if not self.diagnoses:
-            console.print("\n[bold green]no named cause[/]: nothing of what is known is wrong here")
+            nothing = ": nothing of what is known is wrong here"
+            console.print(marked("\nno named cause", "bold green", nothing))
 
 
 def diagnose_run(config: Config, console: Console) -> RunDiagnosis:

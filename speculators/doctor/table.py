@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.table import Table
+from rich.text import Text
 
 from speculators.doctor.finding import Finding, Verdict
 
@@ -22,12 +23,8 @@ def findings_table(findings: Sequence[Finding]) -> Table:
         found = f"{finding.text}{where}" + (f": {finding.measured}" if finding.measured else "")
         table.add_row(
             finding.stage,
-            f"[{style}]{finding.verdict.value}[/]",
-            _plain(found),
-            _plain(finding.allowed),
+            Text(finding.verdict.value, style),
+            found,
+            finding.allowed,
         )
     return table
-
-
-def _plain(text: str) -> str:
-    return text.replace("[", r"\[")

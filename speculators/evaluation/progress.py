@@ -8,6 +8,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from speculators.console import open_console
+
 
 class DecodingProgress:
     """A bar that shows nothing where there is no terminal.
@@ -19,7 +21,7 @@ class DecodingProgress:
     """
 
     def __init__(self, total: int, console: Console | None, *, enabled: bool) -> None:
-        console = console or Console(stderr=True)
+        console = console or open_console(stderr=True)
         self._progress = Progress(
             TextColumn("[bold]decoding"),
             BarColumn(),

@@ -28,7 +28,7 @@ def recommendation(
     for one in found:
         size, count = one.times.batch_size, one.recommended
         what = f"num_speculative_tokens={count}" if count else "no drafting: it does not pay"
-        console.print(f"recommended for {size} at once: [bold]{what}[/]", soft_wrap=True)
+        console.print(f"recommended for {size} at once: {what}", style="bold", soft_wrap=True)
     console.print(MODEL, style="dim")
     return {"best_k": values}
 

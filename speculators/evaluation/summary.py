@@ -8,7 +8,6 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from speculators.evaluation.acceptance import DEFINITION, Acceptance
 from speculators.evaluation.result import EvaluationResult
@@ -40,7 +39,7 @@ def summary_table(result: EvaluationResult) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     several = result.mean_of_suites is not None
     for name, part in (result.by_suite if several else result.by_category).items():
-        table.add_row(Text(name), *_row(part, shown, result.seed))
+        table.add_row(name, *_row(part, shown, result.seed))
     table.add_section()
     if result.mean_of_suites is not None:
         table.add_row("mean of suites", "", f"{result.mean_of_suites:.3f}")
@@ -89,7 +88,6 @@ def show_expected(compared: Mapping[str, Any], console: Console) -> None:
         console.print(
             f"{name}: acceptance length {length}, expected {one['expected']:.3f}: {one['verdict']}",
             soft_wrap=True,
-            markup=False,
         )
     source = f"expected: {compared['source']}"
-    console.print(source, style="dim", soft_wrap=True, markup=False)
+    console.print(source, style="dim", soft_wrap=True)

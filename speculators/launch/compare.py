@@ -10,9 +10,9 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from speculators.config.schema import Config
+from speculators.console import open_console
 from speculators.conversion.durable import replace_text
 from speculators.errors import DataError
 from speculators.evaluation.paired import PAIRED, Comparison, Difference, Evaluated, compare
@@ -34,7 +34,7 @@ def compare_results(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
         Evaluated.read(name, _read(path)) for name, path in zip(_names(paths), paths, strict=True)
     )
     found = [compare(first, other, seed=config.seed) for other in others]
-    console = Console(highlight=False)
+    console = open_console()
     for one in found:
         _show(one, console)
     console.print(first.values["definition"], style="dim")
@@ -107,14 +107,14 @@ def _notes(found: Comparison) -> list[str]:
 
 def _show(found: Comparison, console: Console) -> None:
     grid = comparison_grid(found)
-    table = Table(title=Text(grid.title), box=box.SIMPLE_HEAD)
+    table = Table(title=grid.title, box=box.SIMPLE_HEAD)
     for number, name in enumerate(grid.header):
         table.add_column(name, justify="right" if 0 < number < len(grid.header) - 1 else "left")
     for row in grid.rows:
-        table.add_row(*map(Text, row), style="bold" if row is grid.rows[-1] else None)
+        table.add_row(*row, style="bold" if row is grid.rows[-1] else None)
     console.print(table)
     for note in _notes(found):
-        console.print(note, soft_wrap=True, markup=False)
+        console.print(note, soft_wrap=True)
 
 
 def _page(found: Sequence[Comparison]) -> str:

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from speculators.algorithms.layouts import Wishes
 from speculators.config.schema import Config
+from speculators.console import open_console
 from speculators.conversion.card import CARD_FILE, Facts, model_card
 from speculators.conversion.convert import (
     OURS,
@@ -65,11 +66,9 @@ def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
             to be uploaded although its `parity.json` says that something differs.
         LaunchError: the Hub refuses.
     """
-    console = Console(highlight=False)
+    console = open_console()
     plan = _plan(config)
-    console.print(
-        f"recognised:  {plan.source} layout in {plan.content.folder}", soft_wrap=True, markup=False
-    )
+    console.print(f"recognised:  {plan.source} layout in {plan.content.folder}", soft_wrap=True)
     target = _target(config, plan)
     settings = config.convert
     wishes = Wishes(settings.target_layer_ids, settings.num_draft_tokens)
@@ -81,7 +80,6 @@ def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
     console.print(
         f"written:     {plan.to} layout, {len(tensors)} tensors, to {plan.output}",
         soft_wrap=True,
-        markup=False,
     )
     named = body.config["speculators_config"]["verifier"]["name_or_path"]
     if config.push_to_hub is not None and Path(named).is_absolute():

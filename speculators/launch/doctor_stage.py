@@ -53,7 +53,7 @@ def attend(
         fetch_probes(source, (data.validation, data.train), settings, verifier.device),
         verifier.model().own_streams if embedded else None,
         Path(config.output_dir),
-        functools.partial(console.print, style="yellow", markup=False, soft_wrap=True),
+        functools.partial(console.print, style="yellow", soft_wrap=True),
     )
 
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from speculators.algorithms.base import Drafter
 from speculators.config.loading import load_run_config
 from speculators.config.schema import Config, EvaluationConfig, VerifierConfig
+from speculators.console import marked, open_console
 from speculators.conversion.durable import replace_text
 from speculators.conversion.layout import read_model, read_serving_config
 from speculators.data.prepared import PreparedData
@@ -53,7 +54,7 @@ def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
     """
     if config.compare is not None:
         return compare_results(config, argv)
-    console = Console(highlight=False)
+    console = open_console()
     limit_threads(config)
     checkpoint = Path(config.checkpoint or "")
     serving = read_serving_config(checkpoint)
@@ -89,7 +90,6 @@ def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
     console.print(
         f"written to {folder}: evaluation.json, evaluation.md, {report.name}",
         soft_wrap=True,
-        markup=False,
     )
     return values
 
@@ -147,8 +147,12 @@ class _Evaluation:
         )
         if abs(apart) > _ROUNDING:
             self.console.print(
-                "[yellow]note:[/] this is more than rounding: that server computes the drafter in "
-                'another way than it was trained (docs/metrics.md, "Where a server differs")'
+                marked(
+                    "note:",
+                    "yellow",
+                    " this is more than rounding: that server computes the drafter in another way "
+                    'than it was trained (docs/metrics.md, "Where a server differs")',
+                )
             )
         return {**own.to_dict(seed=self.config.seed), "equal_prompts": same}
 

@@ -13,6 +13,7 @@ from rich.filesize import decimal
 
 from speculators.config.schema import Config, HiddenStatesMode, OnGenerate, OnMissing
 from speculators.config.wording import argument
+from speculators.console import open_console
 from speculators.data.packing import pack
 from speculators.data.prepared import PreparedData, SampleSet
 from speculators.data.types import Sample
@@ -40,7 +41,7 @@ def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
         ConfigError: no store, or nothing that could compute states.
         HiddenStateError: states cannot be had or kept.
     """
-    console = Console(highlight=False)
+    console = open_console()
     config = filling(config)
     verifier = Verifier(config)
     return fill_store(config, verifier, prepare_data(config, verifier), console)
@@ -79,7 +80,7 @@ def fill_store(
         f"in {progress.seconds:.1f} s ({progress.tokens_per_second:,.0f} tokens/s); "
         f"{progress.left_out} left out"
     )
-    console.print(f"store: {config.hidden_states.store_path}", soft_wrap=True, markup=False)
+    console.print(f"store: {config.hidden_states.store_path}", soft_wrap=True)
     console.print(
         "next:  speculators train hidden_states=offline "
         f"{argument('hidden_states.store_path', str(config.hidden_states.store_path))}",
@@ -154,7 +155,7 @@ def _forecast(config: Config, spec: VerifierSpec, num_states: int) -> Iterator[s
     yield f"about {decimal(needed)} to write ({dtype}); {decimal(free)} free at {path}"
     if needed > room:
         yield (
-            f"[yellow]note:[/] more than the {decimal(room)} there is room for: extraction will "
+            f"note: more than the {decimal(room)} there is room for: extraction will "
             "wait for training to use what is stored (hidden_states.max_bytes), or give a larger "
             "disk, or half the bytes with hidden_states.store_dtype=float8_e4m3fn"
         )

@@ -82,7 +82,7 @@ class ExtractProgress:
         self._bar.update(self._task, completed=self.tokens, text=text)
         if not self._console.is_terminal and now - self._said >= _PLAIN_SECONDS:
             self._said = now
-            self._console.print(f"extracting  {text}", markup=False, soft_wrap=True)
+            self._console.print(f"extracting  {text}", soft_wrap=True)
 
     def result(self) -> dict[str, float]:
         """Return what was counted."""

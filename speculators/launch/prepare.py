@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from speculators.config.schema import Config
+from speculators.console import marked, open_console
 from speculators.data.coloured import print_samples
 from speculators.data.report_page import NUM_DRAFT_TOKENS, REPORT_HTML
 from speculators.data.report_view import print_report
@@ -31,13 +32,13 @@ def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
     With `data.regenerate.capture` the hidden states of the samples are stored too. They are asked
     for once more, as whole rows: the server has no state for the token it wrote last.
     """
-    console = Console(highlight=False)
+    console = open_console()
     limit_threads(config)
     capture = config.data.regenerate.capture
     config = filling(config) if capture else config
     verifier = Verifier(config)
     for notice in verifier.tokenizer.notices:
-        console.print(f"[yellow]note:[/] {notice}", soft_wrap=True)
+        console.print(marked("note:", "yellow", f" {notice}"), soft_wrap=True)
     if config.validate_only:
         return _validate(config, verifier, console)
     size = config.speculator.draft_vocab_size
@@ -52,10 +53,10 @@ def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
     if config.show:
         print_samples(data.train, verifier.tokenizer, config.show, console)
     origin = " (from an earlier run)" if data.reused else ""
-    console.print(f"prepared data: {data.folder}{origin}", soft_wrap=True, markup=False)
-    console.print(f"report: {data.folder / REPORT_HTML}", soft_wrap=True, markup=False)
+    console.print(f"prepared data: {data.folder}{origin}", soft_wrap=True)
+    console.print(f"report: {data.folder / REPORT_HTML}", soft_wrap=True)
     if data.report.answers:
-        console.print(f"every answer:  {data.report.answers}", soft_wrap=True, markup=False)
+        console.print(f"every answer:  {data.report.answers}", soft_wrap=True)
     if capture:
         fill_store(config, verifier, data, console)
     return data.report.to_dict()
@@ -70,7 +71,7 @@ def _validate(config: Config, verifier: Verifier, console: Console) -> dict[str,
         sequence_length=longest_sample(config, verifier),
         validation_fraction=config.training.validation_fraction,
         seed=config.data_seed,
-        emit=lambda line: console.print(line, soft_wrap=True, markup=False),
+        emit=lambda line: console.print(line, soft_wrap=True),
     )
     named = sum(listing.dropped.values()) + listing.num_truncated
     console.print(

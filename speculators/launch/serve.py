@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from speculators.config.schema import Config
+from speculators.console import marked, open_console
 from speculators.errors import LaunchError
 from speculators.hidden_states.online.files import reap
 from speculators.hidden_states.online.transfer import choose_folder, make_private
@@ -42,7 +43,7 @@ def run(config: Config, argv: Sequence[str] = ()) -> None:
     Raises:
         LaunchError: it cannot be started, or ends by itself.
     """
-    console = Console(highlight=False)
+    console = open_console()
     extra = list(argv[argv.index("--") + 1 :]) if "--" in argv else []
     spec = read_spec(config.verifier)
     layer_ids = (*target_layer_ids(config, spec), spec.num_layers)
@@ -165,15 +166,17 @@ def _announce(
     seconds: float,
 ) -> None:
     console.print(
-        f"[bold]ready[/] after {seconds:.0f} s: {url}/v1 writes layers {list(layer_ids)} to "
-        f"{folder}",
+        marked(
+            "ready",
+            "bold",
+            f" after {seconds:.0f} s: {url}/v1 writes layers {list(layer_ids)} to {folder}",
+        ),
         soft_wrap=True,
     )
     console.print(
         "train with:   speculators train with the same choices and hidden_states=online "
         f"hidden_states.endpoints=[{url}/v1]",
         soft_wrap=True,
-        markup=False,
     )
     console.print("stop with:    Ctrl-C")
 

@@ -15,6 +15,7 @@ from speculators.algorithms.base import Drafter
 from speculators.config.loading import to_yaml
 from speculators.config.schema import Config, HiddenStatesMode
 from speculators.config.wording import argument
+from speculators.console import marked, open_console
 from speculators.conversion.layout import read_model
 from speculators.data.coloured import print_samples
 from speculators.data.loader import RowLoader
@@ -66,7 +67,7 @@ def run(config: Config, argv: Sequence[str] = (), ranks: Ranks | None = None) ->
     """
     limit_threads(config)
     ranks = ranks or Ranks()
-    job = _Training(config, Console(highlight=False, quiet=not ranks.is_main), ranks)
+    job = _Training(config, open_console(quiet=not ranks.is_main), ranks)
     return job.run(argv)
 
 
@@ -116,7 +117,7 @@ class _Training:
     def _announce(self, data: PreparedData, built: Built) -> None:
         drafter = built.drafter
         for notice in (*self.verifier.tokenizer.notices, *built.notices):
-            self.console.print(f"note: {notice}", soft_wrap=True, markup=False)
+            self.console.print(marked("note:", "yellow", f" {notice}"), soft_wrap=True)
         print_report(data.report, self.console)
         if self.config.show:
             print_samples(data.train, self.verifier.tokenizer, self.config.show, self.console)
@@ -136,8 +137,8 @@ class _Training:
             f"{self.verifier.device}"
         )
         for line in built.transplant.lines() if built.transplant is not None else ():
-            self.console.print(line, soft_wrap=True, markup=False)
-        self.console.print(f"run directory: {self.folder}", soft_wrap=True, markup=False)
+            self.console.print(line, soft_wrap=True)
+        self.console.print(f"run directory: {self.folder}", soft_wrap=True)
 
     def _fit(
         self, data: PreparedData, built: Built, argv: Sequence[str], tracking: Tracking
@@ -214,7 +215,7 @@ class _Training:
             },
             device=self.verifier.device,
             run_yaml=to_yaml(config),
-            console=self.console if whole else Console(quiet=True),
+            console=self.console if whole else open_console(quiet=True),
             ranks=self.ranks,
         )
 
@@ -231,7 +232,7 @@ class _Training:
         found = forecast_start(self.config, built.drafter, built.fresh, validation, make, last)
         write_json(self.folder / "forecast.json", found.to_dict())
         for line in found.lines():
-            self.console.print(line, soft_wrap=True, markup=False)
+            self.console.print(line, soft_wrap=True)
 
     def _loader(
         self, samples: SampleSet, source: HiddenStateSource, num_aux: int, *, shuffle: bool
@@ -289,19 +290,18 @@ class _Training:
         )
 
     def _conclude(self, trained: TrainResult, result: dict[str, Any], report: Path) -> None:
-        say = functools.partial(self.console.print, soft_wrap=True, markup=False)
+        say = functools.partial(self.console.print, soft_wrap=True)
         length = result["acceptance_length"]
         if length is not None:
             interval = result["acceptance_length_ci95"]
             spread = (
                 "" if interval is None else " (95 % interval {:.2f} to {:.2f})".format(*interval)
             )
-            say(
-                f"\n[bold]acceptance length {length:.2f}[/]{spread} on {result['num_prompts']} "
-                "prompts: that many tokens per verifier call, "
-                f"{result['verifier_calls_saved']:.0%} of the calls saved",
-                markup=True,
+            rest = (
+                f"{spread} on {result['num_prompts']} prompts: that many tokens per verifier call, "
+                f"{result['verifier_calls_saved']:.0%} of the calls saved"
             )
+            say(marked(f"\nacceptance length {length:.2f}", "bold", rest))
         elif trained.best_value is not None:
             say(
                 f"\n{self.config.training.best_metric.value} {trained.best_value:.2f} on "

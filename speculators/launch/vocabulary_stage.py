@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.markup import escape
 
+from speculators.console import marked
 from speculators.data.coverage import VocabularyCoverage, coverage_view, vocabulary_coverage
 from speculators.data.prepared import PreparedData
 from speculators.data.vocabulary import DraftVocabulary, build_vocabulary, forced_token_ids
@@ -52,7 +52,7 @@ def announce_vocabulary(
     )
     console.print(coverage_view(coverage, verifier.spec.hidden_size, verifier.tokenizer))
     for line in coverage.warnings():
-        console.print(f"[yellow]warning:[/] {escape(line)}", soft_wrap=True)
+        console.print(marked("warning:", "yellow", f" {line}"), soft_wrap=True)
     return coverage
 
 

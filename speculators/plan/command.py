@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from speculators.config.schema import Config
+from speculators.console import open_console
 from speculators.errors import ConfigError
 from speculators.launch.result import write_json
 from speculators.launch.threads import limit_threads
@@ -45,14 +45,14 @@ def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
     plan = estimate(subject)
     limits = {key: largest(subject, key) for key in LIMITS}
     measured = measure(subject, plan, here) if config.plan.measure else None
-    console = Console(highlight=False)
+    console = open_console()
     console.print(memory_table(subject, plan))
     for line in lines(subject, plan, limits, measured):
         console.print(line, soft_wrap=True)
     found = to_dict(subject, plan, limits, measured)
     path = Path(config.output_dir) / "plan.json"
     write_json(path, found)
-    console.print(f"plan: {path}", soft_wrap=True, markup=False)
+    console.print(f"plan: {path}", soft_wrap=True)
     return found
 
 

@@ -7,7 +7,9 @@ from typing import Any
 
 from rich.filesize import decimal
 from rich.table import Table
+from rich.text import Text
 
+from speculators.console import marked
 from speculators.plan.estimate import LARGEST, USABLE, Estimate
 from speculators.plan.measure import Measured
 from speculators.plan.subject import Subject
@@ -37,11 +39,11 @@ def memory_table(subject: Subject, plan: Estimate) -> Table:
 
 def lines(
     subject: Subject, plan: Estimate, limits: dict[str, int | None], measured: Measured | None
-) -> Iterator[str]:
+) -> Iterator[str | Text]:
     """Yield everything else, one statement a line."""
     config, work = subject.config, subject.workload()
     fits = plan.total_bytes <= USABLE * subject.device.memory_bytes
-    yield "[green]it fits[/]" if fits else "[red]it does not fit[/]"
+    yield Text("it fits", "green") if fits else Text("it does not fit", "red")
     for key, value in limits.items():
         if value is None:
             continue
@@ -68,7 +70,7 @@ def lines(
     if measured is not None:
         yield from _corrections(subject, plan, measured)
     for text in subject.assumptions:
-        yield f"[yellow]assumed:[/] {text}"
+        yield marked("assumed:", "yellow", f" {text}")
 
 
 def to_dict(
@@ -92,21 +94,23 @@ def to_dict(
     }
 
 
-def _corrections(subject: Subject, plan: Estimate, measured: Measured) -> Iterator[str]:
+def _corrections(subject: Subject, plan: Estimate, measured: Measured) -> Iterator[Text]:
     factor = measured.step_bytes / max(1.0, measured.estimated_bytes)
     corrected = plan.total_bytes + (factor - 1) * plan.step_bytes
-    yield (
-        f"[bold]measured here[/] ({measured.num_steps} steps): a step adds "
+    memory = (
+        f" ({measured.num_steps} steps): a step adds "
         f"{decimal(round(measured.step_bytes))}, {factor:.2f} of the estimate for such rows; "
         f"corrected peak {_gib(corrected)} GiB"
     )
+    yield marked("measured here", "bold", memory)
     peak, rate = subject.device.peak_flops, measured.flops_per_second
     share = "" if peak is None else f", {rate / peak:.0%} of the peak"
     hours = plan.num_steps * measured.step_seconds / 3600  # of rows nearly as they will be
-    yield (
-        f"[bold]measured here[/]: {measured.step_seconds:.3g} s a step, {rate / 1e12:.3g} TFLOP/s"
+    time = (
+        f": {measured.step_seconds:.3g} s a step, {rate / 1e12:.3g} TFLOP/s"
         f"{share}; the whole run {_duration(hours)}, without the verifier's part"
     )
+    yield marked("measured here", "bold", time)
 
 
 def _gib(value: float) -> str:

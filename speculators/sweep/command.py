@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from speculators.config.schema import Config, Objective
+from speculators.console import open_console
 from speculators.conversion.durable import replace_text
 from speculators.errors import DataError
 from speculators.evaluation.report.svg import to_png
@@ -36,7 +35,7 @@ def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
             "what there is"
         )
     for record in board.unfinished:
-        Console(highlight=False).print(f"not finished: {unfinished(record)}", soft_wrap=True)
+        open_console().print(f"not finished: {unfinished(record)}", soft_wrap=True)
     return {"entries": len(board.entries), "unfinished": len(board.unfinished)}
 
 
@@ -62,23 +61,20 @@ def conclude(sweep: Path, objective: Objective | None = None) -> Leaderboard:
     drawing = draw(board)
     if drawing is not None:
         to_png(drawing, sweep.name, sweep / f"{STEM}.png")
-    console = Console(highlight=False)
+    console = open_console()
     console.print(_shown(board, sweep.name))
     console.print(
         f"leaderboard: {sweep / STEM}.md (.csv, .png); every run: runs.csv",
         soft_wrap=True,
-        markup=False,
     )
     return board
 
 
 def _shown(board: Leaderboard, title: str) -> Table:
     heads, rows = cells(board, num_beside=1)  # as many as fit 80 columns
-    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for index, head in enumerate(heads):  # heads may wrap, numbers may not
-        table.add_column(
-            Text(head.replace("_", " ")), min_width=max(len(row[index]) for row in rows)
-        )
+        table.add_column(head.replace("_", " "), min_width=max(len(row[index]) for row in rows))
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*row)
     return table

@@ -64,10 +64,8 @@ def watched_steps(
     replace_text(folder / PROFILE_FILE, json.dumps(found.to_dict(), indent=2) + "\n")
     console.print(profile_table(found))
     for line in summary(found):
-        console.print(line, soft_wrap=True, markup=False)
-    console.print(
-        f"profile: {folder / PROFILE_FILE}, {folder / TRACE_FILE}", soft_wrap=True, markup=False
-    )
+        console.print(line, soft_wrap=True)
+    console.print(f"profile: {folder / PROFILE_FILE}, {folder / TRACE_FILE}", soft_wrap=True)
 
 
 class _Watch:

@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from speculators.console import open_console
+
 _PLAIN_SECONDS = 10.0
 SHOWN = {
     ("train", "loss"): "loss {:.3f}",
@@ -32,7 +34,7 @@ class TrainingProgress:
     """
 
     def __init__(self, total_steps: int, first_step: int, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True, highlight=False)
+        self._console = console or open_console(stderr=True)
         self._total, self._first, self._step = total_steps, first_step, first_step
         self._values: dict[tuple[str, str], str] = {}
         self._status = ""
@@ -110,7 +112,7 @@ class TrainingProgress:
 
     def say(self, text: str) -> None:
         """Print one line above the bar."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(text, soft_wrap=True)
 
     def _per_second(self) -> float:
         return (self._step - self._first) / max(time.monotonic() - self._start, 1e-9)

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from speculators.algorithms.base import Drafter
 from speculators.config.schema import Config, TrainingConfig
+from speculators.console import open_console
 from speculators.data.types import PackedBatch
 from speculators.errors import CheckpointError, HiddenStateError, LaunchError
 from speculators.modules.compiling import compiler_problem, num_graphs
@@ -98,7 +99,7 @@ class Trainer:
         self._drafter, self._loader, self._validate = drafter.to(device), loader, validate
         self._run_dir, self._device = run_dir, device
         self._tracking, self._certify = tracking or Tracking(), certify
-        self._console = console or Console(stderr=True, highlight=False)
+        self._console = console or open_console(stderr=True)
         parameters = drafter.trainable_parameters()
         for parameter in parameters.values():
             parameter.data = parameter.data.float()
@@ -419,7 +420,7 @@ class Trainer:
     def _say(self, text: str) -> None:
         if not self._ranks.is_main:
             return
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(text, soft_wrap=True)
 
 
 def require_compiler(settings: TrainingConfig, device: torch.device) -> None:

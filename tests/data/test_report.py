@@ -11,6 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from speculators.console import open_console
 from speculators.data.coloured import CONTEXT, SUPERVISED, coloured, print_samples
 from speculators.data.masking import Masker
 from speculators.data.prepared import SampleSet
@@ -23,7 +24,7 @@ from speculators.data.types import Conversation, Sample
 
 
 def printed(show: Callable[[Console], Any]) -> str:
-    console = Console(file=io.StringIO(), width=100, color_system=None)
+    console = open_console(file=io.StringIO(), width=100, color_system=None)
     show(console)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()

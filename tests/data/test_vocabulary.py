@@ -5,8 +5,8 @@ from functools import partial
 
 import pytest
 import torch
-from rich.console import Console
 
+from speculators.console import open_console
 from speculators.data.coverage import (
     coverage_view,
     tau_cap,
@@ -94,7 +94,7 @@ def test_coverage() -> None:
     ]
     assert coverage_view(report, 4096).row_count == 6
     named = vocabulary_coverage(vocabulary, counts, 7, {"rows/[/INST]": counts})
-    console = Console(file=io.StringIO(), width=100)
+    console = open_console(file=io.StringIO(), width=100)
     console.print(coverage_view(named, 4096))
     assert isinstance(console.file, io.StringIO)
     assert "coverage of rows/[/INST]" in console.file.getvalue()

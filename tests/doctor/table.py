@@ -47,12 +47,11 @@ def rows() -> list[Row]:
 
 def examined(run: Run, world: World) -> RunDiagnosis:
     """Make a run, and let the doctor read it."""
-    from rich.console import Console
-
+    from speculators.console import open_console
     from speculators.doctor.run import diagnose_run
 
     asked = world.config("none", [f"run={run.make(world)}"], "doctor")
-    return diagnose_run(asked, Console(quiet=True))
+    return diagnose_run(asked, open_console(quiet=True))
 
 
 def run_row(run: Run, found: RunDiagnosis) -> Row:

@@ -6,10 +6,10 @@ import io
 import json
 
 import pytest
-from rich.console import Console
 
 from evaluation.fakes import FakeDrafter, FakeTokenizer, FakeVerifier, noisy, tiny_spec
 from speculators.config.schema import EvaluationConfig, Sampling
+from speculators.console import open_console
 from speculators.errors import DataError
 from speculators.evaluation.evaluate import evaluate
 from speculators.evaluation.prompts import Prompt
@@ -145,7 +145,7 @@ def test_a_later_turn_without_room_is_left_out_and_counted() -> None:
     assert whole.to_dict()["num_unanswered_turns"] == 0
     assert cut.to_dict()["num_unanswered_turns"] == 1
     assert cut.answers[0] == whole.answers[0][:1]
-    screen = Console(file=io.StringIO(), width=200)
+    screen = open_console(file=io.StringIO(), width=200)
     screen.print(summary_table(cut))
     text = " ".join(screen.file.getvalue().split())  # type: ignore[attr-defined]
     assert "1 later turns left out: context full" in text
@@ -154,7 +154,7 @@ def test_a_later_turn_without_room_is_left_out_and_counted() -> None:
 def test_bar_and_table_show_the_numbers() -> None:
     verifier, drafter, tokenizer = parts()
     config = EvaluationConfig(max_new_tokens=10)
-    screen = Console(file=io.StringIO(), force_terminal=True, width=120)
+    screen = open_console(file=io.StringIO(), force_terminal=True, width=120)
     result = evaluate(verifier, drafter, tokenizer, PROMPTS, config, seed=7, console=screen)
     assert "tau" in screen.file.getvalue()  # type: ignore[attr-defined]
     screen.print(summary_table(result))
@@ -163,7 +163,7 @@ def test_bar_and_table_show_the_numbers() -> None:
     assert "lossless on 3 of 3 prompts" in shown
     low, high = result.to_dict()["acceptance_length_ci95"]
     assert f"{low:.2f}-{high:.2f}" in shown
-    quiet = Console(file=io.StringIO())
+    quiet = open_console(file=io.StringIO())
     evaluate(verifier, drafter, tokenizer, PROMPTS, config, seed=0, console=quiet)
     assert quiet.file.getvalue() == ""  # type: ignore[attr-defined]
 
@@ -175,7 +175,7 @@ def test_a_category_is_shown_as_it_is_named() -> None:
     result = evaluate(
         verifier, drafter, tokenizer, prompts, EvaluationConfig(max_new_tokens=6), seed=0
     )
-    screen = Console(file=io.StringIO(), width=120)
+    screen = open_console(file=io.StringIO(), width=120)
     screen.print(summary_table(result))
     shown = screen.file.getvalue()  # type: ignore[attr-defined]
     assert "[/INST]" in shown

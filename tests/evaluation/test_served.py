@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from evaluation.fakes import FakeDrafter, FakeTokenizer, FakeVerifier, noisy
 from speculators.config.schema import EvaluationConfig
+from speculators.console import open_console
 from speculators.errors import DataError, LaunchError
 from speculators.evaluation.decode import decode
 from speculators.evaluation.evaluate import evaluate
@@ -101,7 +101,7 @@ def test_counters_and_decoding_agree(serve: Callable[..., FakeVLLM], engine: Eng
     assert (served.lossless_prompts, served.mismatches) == (3, ())
     assert served.speculative.verifier_calls == here.speculative.verifier_calls
     assert served.settings["engine"] == f"vllm 0.32.0 at {server.url}"
-    screen = Console(file=io.StringIO(), width=100)
+    screen = open_console(file=io.StringIO(), width=100)
     screen.print(summary_table(served))
     assert "lossless on 3 of 3 prompts" in screen.file.getvalue()  # type: ignore[attr-defined]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from speculators.config.schema import StopWhenConfig
+from speculators.console import open_console
 from speculators.training.forecast import Forecast
 from speculators.training.outlook import stop_reason
 from training.toy import seed_everything, toy_config, toy_trainer
@@ -57,7 +57,7 @@ def lines(run_dir: Path) -> list[dict[str, Any]]:
 def fit(run_dir: Path, **training: Any) -> tuple[Any, str]:
     seed_everything()
     screen = io.StringIO()
-    console = Console(file=screen, width=200)
+    console = open_console(file=screen, width=200)
     settings = {"epochs": 6, "validate_every_steps": 2, **training}
     config = toy_config(run_dir, **settings)
     return toy_trainer(run_dir, config, console=console).fit(), screen.getvalue()

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 
+from speculators.console import open_console
 from speculators.modules.parts import observed, part
 from speculators.training.profile import watched_steps
 from training.test_with_dflash import REDUCED, config, drafter
@@ -30,7 +30,7 @@ def watched(tmp_path: Path) -> tuple[Path, str]:
     model: Any = drafter(REDUCED)
     out = io.StringIO()
     trainer = toy_trainer(tmp_path, config(tmp_path), drafter=model)
-    with watched_steps(3, model, CPU, tmp_path, Console(file=out, width=120), bfloat16=False):
+    with watched_steps(3, model, CPU, tmp_path, open_console(file=out, width=120), bfloat16=False):
         trainer.fit()
     return tmp_path, out.getvalue()
 
@@ -72,7 +72,7 @@ def test_watching_changes_no_number(watched: tuple[Path, str], tmp_path: Path) -
 
 def test_nothing_is_left_behind(tmp_path: Path) -> None:
     model = drafter(REDUCED)
-    with watched_steps(1, model, CPU, tmp_path, Console(quiet=True), bfloat16=False):
+    with watched_steps(1, model, CPU, tmp_path, open_console(quiet=True), bfloat16=False):
         assert "compute_loss" in vars(model)
     assert "compute_loss" not in vars(model)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())

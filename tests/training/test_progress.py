@@ -4,8 +4,8 @@ import io
 import re
 
 import pytest
-from rich.console import Console
 
+from speculators.console import open_console
 from speculators.training import progress
 from speculators.training.progress import TrainingProgress
 
@@ -14,7 +14,7 @@ def test_plain_lines_come_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
     screen = io.StringIO()
-    with TrainingProgress(100, 0, Console(file=screen, width=200)) as shown:
+    with TrainingProgress(100, 0, open_console(file=screen, width=200)) as shown:
         for step in range(1, 31):
             clock[0] += 2
             shown.advance(step)
@@ -33,7 +33,7 @@ def test_plain_lines_come_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_terminal_gets_a_bar() -> None:
     screen = io.StringIO()
-    console = Console(file=screen, width=120, force_terminal=True)
+    console = open_console(file=screen, width=120, force_terminal=True)
     with TrainingProgress(20, 10, console) as shown:
         shown.advance(20)
         shown.show({"kind": "train", "loss": 1.5})

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from speculators.config.schema import MuonConfig
+from speculators.console import open_console
 from speculators.errors import CheckpointError
 from speculators.training.result import TrainResult
 from training.toy import ToyRows, toy_config, toy_drafter, toy_trainer
 
 
 def start(run_dir: Path, config: Any = None, **arguments: Any) -> tuple[TrainResult, str]:
-    screen = Console(file=io.StringIO(), width=300)
+    screen = open_console(file=io.StringIO(), width=300)
     result = toy_trainer(run_dir, config, console=screen, **arguments).fit()
     assert isinstance(screen.file, io.StringIO)
     return result, screen.file.getvalue()

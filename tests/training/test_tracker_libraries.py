@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
-from rich.console import Console
 
 from speculators.config.schema import (
     MlflowConfig,
@@ -24,6 +23,7 @@ from speculators.config.schema import (
     TrackioConfig,
     WandbConfig,
 )
+from speculators.console import open_console
 from speculators.training.state import read_state
 from speculators.training.trackers import Tracking, open_trackers
 from speculators.training.trackers.base import numbers
@@ -52,7 +52,7 @@ def track(run_dir: Path, config: TrackerConfig) -> None:
                 toy_config(run_dir, **SETTINGS),
                 tracking=tracking,
                 validate=validate,
-                console=Console(file=screen, width=300),
+                console=open_console(file=screen, width=300),
             ).fit()
             tracking.table(
                 "checkpoints", [{"step": 8, "best": None}, {"step": 10, "best": "best"}], 10
@@ -220,7 +220,7 @@ def test_a_library_that_is_not_installed_is_named(
     monkeypatch.setitem(__import__("sys").modules, "trackio", None)
     screen = io.StringIO()
     with open_trackers(TrackerConfig(trackio=TrackioConfig())) as tracking:
-        console = Console(file=screen, width=300)
+        console = open_console(file=screen, width=300)
         toy_trainer(tmp_path, tracking=tracking, console=console).fit()
     assert (
         "tracker=trackio: ModuleNotFoundError: import of trackio halted; None in sys.modules; "

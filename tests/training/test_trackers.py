@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from speculators import __version__
 from speculators.config.schema import MlflowConfig, TrackerConfig, WandbConfig
+from speculators.console import open_console
 from speculators.training.state import read_state
 from speculators.training.trackers import RunCard, Tracker, Tracking, open_trackers
 from speculators.training.trackers.base import markdown, numbers
@@ -75,7 +75,7 @@ class Recorder:
 
 def fit(run_dir: Path, tracker: Tracker | None = None, screen: Any = None, **changes: Any) -> None:
     """Train the toy, or go on with it; `changes` go to the trainer."""
-    console = Console(file=screen or io.StringIO(), width=300)
+    console = open_console(file=screen or io.StringIO(), width=300)
     timeout = changes.pop("timeout", 60.0)
     trackers = {} if tracker is None else {"recorder": tracker}
     with Tracking(trackers, timeout) as tracking:
@@ -165,7 +165,7 @@ def test_a_program_ends_although_a_tracker_hangs() -> None:
 def test_one_tracker_dies_and_the_other_sees_everything(tmp_path: Path) -> None:
     dying, living, screen = Recorder("log"), Recorder(), io.StringIO()
     with Tracking({"dying": dying, "living": living}) as tracking:
-        console = Console(file=screen, width=300)
+        console = open_console(file=screen, width=300)
         toy_trainer(tmp_path, tracking=tracking, console=console).fit()
     assert living.lines() == recorded(tmp_path)
     assert living.calls[-1] == ("finish", False)

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
+from speculators.console import open_console
 from speculators.data.types import PackedBatch
 from speculators.training import waiting
 from speculators.training.waiting import Waiting, waiting_text
@@ -78,7 +78,7 @@ class Slow(Fed):
 def test_a_starving_trainer_shows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waiting, "_STARVING_SECONDS", 0.01)
     screen = io.StringIO()
-    console = Console(file=screen, width=300)
+    console = open_console(file=screen, width=300)
     config = toy_config(tmp_path, log_every_steps=1)
     toy_trainer(tmp_path, config, rows=Slow(), console=console).fit()
     lines = [json.loads(line) for line in (tmp_path / "timing.jsonl").read_text().splitlines()]

@@ -17,7 +17,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
 from speculators.algorithms.base import Drafter, DraftSession, Output, Proposal, StepContext
@@ -38,6 +37,7 @@ from speculators.config.schema import (
     TrainingConfig,
     VerifierConfig,
 )
+from speculators.console import open_console
 from speculators.data.types import PackedBatch
 from speculators.data.vocabulary import DraftVocabulary
 from speculators.testing.toy_verifier import ToyVerifier, toy_spec
@@ -350,7 +350,7 @@ def toy_trainer(
     settings: dict[str, Any] = {
         "validate": validate_toy,
         "device": torch.device("cpu"),
-        "console": Console(file=io.StringIO(), width=200),
+        "console": open_console(file=io.StringIO(), width=200),
     }
     return Trainer(
         config or toy_config(run_dir),
