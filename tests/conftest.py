@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 os.environ.update(
     {
@@ -46,3 +47,25 @@ import torch
 def _one_thread() -> None:
     """Tests compare numbers, and several run side by side: one thread each."""
     torch.set_num_threads(1)
+
+
+_TESTED_ELSEWHERE = {"launch", "sweep", "doctor", "plan", "test_families.py", "test_overfitting.py"}
+"""Folders and files of tests that run whole parts of the product."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _whole_runs_are_short(request: pytest.FixtureRequest) -> Iterator[None]:
+    """In tests of whole runs, leave out what costs as much as the run and is tested elsewhere.
+
+    Annotations are checked where the annotated code has its own tests. Figures are drawn in the
+    tests of the report and in those of the train command.
+    """
+    path = request.path
+    if _TESTED_ELSEWHERE.isdisjoint({path.parent.name, path.name}):
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+        if path.name != "test_train.py":
+            patch.setattr("speculators.evaluation.report.page.charts", lambda files: [])
+        yield

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from algorithms import test_every_algorithm as suite
+from algorithms.test_overfitting import overfit
 from speculators.config import discovery, registry
 from speculators.config.composition import compose
 from speculators.launch import train
@@ -69,7 +70,7 @@ def test_example_passes_the_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.slow
 @pytest.mark.usefixtures("_installed")
 def test_example_overfits_one_conversation(tmp_path: Path) -> None:
-    suite.overfit(NAME, tmp_path, num_steps=500)
+    overfit(NAME, tmp_path, num_steps=500)
 
 
 @pytest.mark.slow

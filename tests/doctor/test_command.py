@@ -70,7 +70,7 @@ def test_training_leaves_a_certificate_at_the_start_and_in_every_checkpoint(run:
         assert is_complete(folder)
         recorded = read_recording(folder)
         assert recorded is not None
-        assert len(recorded.probes) == 4
+        assert len(recorded.probes) == 2
         assert all(probe.drafts for probe in recorded.probes)
 
 

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from speculators.launch.verifier_stage import Verifier
 from speculators.testing.fake_vllm import FakeVLLM
 from speculators.testing.faults import Call, Fault, FaultKind
 from speculators.testing.served_model import ServedModel
+from speculators.verifier.model import VerifierModel
 
 QUESTIONS = ["Who bakes the bread?", "And who eats it?", "Tell me a story.", "What is 3 plus 4?"]
 NUM_ROWS = 14
@@ -48,9 +49,23 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+class Remembering(ServedModel):
+    """Says again what it said: making a greedy answer takes most of a test's time."""
+
+    def __init__(self, model: VerifierModel) -> None:
+        super().__init__(model)
+        self._said: dict[tuple[tuple[int, ...], int, tuple[int, ...]], list[int]] = {}
+
+    def answer(self, token_ids: Sequence[int], longest: int, stop_ids: Sequence[int]) -> list[int]:
+        asked = (tuple(token_ids), longest, tuple(stop_ids))
+        if asked not in self._said:
+            self._said[asked] = super().answer(token_ids, longest, stop_ids)
+        return self._said[asked]
+
+
 @pytest.fixture(scope="module")
 def model() -> ServedModel:
-    return ServedModel(Verifier(compose("train", ["verifier=tiny"])).model())
+    return Remembering(Verifier(compose("train", ["verifier=tiny"])).model())
 
 
 @pytest.fixture

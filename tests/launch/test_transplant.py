@@ -167,7 +167,7 @@ def test_a_run_writes_what_it_came_from_and_what_that_is_worth(
     place = folder / "source"
     write_drafter(place, "dflash")
     start = [*on(relative), f"speculator.from_pretrained={place}", "speculator.num_layers=1"]
-    start += ["evaluation.enabled=false"]
+    start += ["evaluation.enabled=false", "doctor.at_start=false", "doctor.at_checkpoints=false"]
     train.run(configured(folder, "plain", *start))
     train.run(configured(folder, "forecast", *start, "speculator.forecast_steps=2"))
     for name in ("plain", "forecast"):

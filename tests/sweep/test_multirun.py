@@ -131,7 +131,9 @@ def test_a_signal_ends_the_sweep_and_the_next_start_goes_on(place: Path) -> None
     assert attempts == {"0": 1, "9": 2, "1": 1}
 
 
-@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+@pytest.mark.parametrize(
+    "launcher", ["joblib", pytest.param("submitit_local", marks=pytest.mark.slow)]
+)
 def test_launchers(place: Path, launcher: str) -> None:
     extra = ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else []
     done = start(place, f"hydra/launcher={launcher}", *extra, "seed=0,7", "optimizer.lr=0.1,0.3")
