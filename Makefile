@@ -22,10 +22,10 @@ demo: $(VENV)/.installed  ## train and measure a small drafter on the CPU, into 
 	$(BIN)/python train.py output_dir=$(DEMO)
 
 test: $(VENV)/.installed-dev  ## the default tests: no network, no GPU
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/.installed-dev  ## the tests that take longer than 10 seconds each
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 test-notebooks: $(VENV)/.installed-docs  ## every notebook, from top to bottom
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m notebook tests/test_notebooks.py
