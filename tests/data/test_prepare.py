@@ -170,7 +170,8 @@ def test_truncation_is_counted(run: Prepare, write_rows: WriteRows, messages: Me
     cut = run(path)
     assert cut.report.num_truncated == 3
     whole = [len_of(run, path, f"l{i}") for i in range(3)]
-    assert cut.report.num_lost_tokens == sum(length - 64 for length in whole)
+    lost = sum(length - 64 for length in whole)
+    assert cut.report.num_lost_tokens == lost + len_of(run, path, "deep")
     assert cut.report.dropped == {"fewer than 2 supervised tokens after truncation": 1}
     assert cut.report.examples == [
         f"{path}:4: fewer than 2 supervised tokens after truncation: 0",
