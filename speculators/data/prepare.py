@@ -53,7 +53,7 @@ from speculators.data.turns import one_at_a_time
 from speculators.errors import ConfigError, DataError
 
 FORMAT_VERSION = 4
-_LONGEST_NAME = 80
+_LONGEST_NAME = 80  # bytes; of the 255 a file system takes, others are written around it
 
 
 def prepare(
@@ -113,9 +113,7 @@ def prepare(
     identity = job.identity()
     text = json.dumps(identity, sort_keys=True, default=str)
     fingerprint = hashlib.sha256(text.encode()).hexdigest()
-    # The name of a hub data set, or of a folder, is a path.
-    name = re.sub(r"[^\w.-]+", "_", config.name).strip("._")[-_LONGEST_NAME:]
-    folder = cache_dir / "prepared" / f"{name}-{fingerprint[:16]}"
+    folder = cache_dir / "prepared" / f"{_file_name(config.name)}-{fingerprint[:16]}"
     if (folder / MANIFEST).exists():
         return PreparedData.load(folder)
     if only_found:
@@ -319,6 +317,13 @@ class _Job:
         }
         text = json.dumps(manifest, indent=2, default=str)
         (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def _file_name(name: str) -> str:
+    """Return a name as part of a file's: that of a hub data set, or of a folder, is a path."""
+    plain = re.sub(r"[^\w.-]+", "_", name).encode()
+    # The end of a path says most; what the cut leaves of a character goes as well.
+    return plain[-_LONGEST_NAME:].decode("utf-8", "ignore").strip("._-") or "data"
 
 
 def _plain(config: DataConfig) -> dict[str, Any]:
