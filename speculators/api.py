@@ -23,7 +23,7 @@ from speculators.config.composition import compose as compose_command
 from speculators.config.loading import load_run_config
 from speculators.config.schema import Config
 from speculators.config.validation import find_problems
-from speculators.config.wording import did_you_mean
+from speculators.config.wording import did_you_mean, quoted
 from speculators.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -53,8 +53,7 @@ def compose(
         raise ConfigError(
             f"command={command}: no such command:{meant} there are {', '.join(COMMANDS)}"
         )
-    escaped = str(output_dir).replace("'", "\\'")
-    folder = [] if output_dir is None else [f"output_dir='{escaped}'"]
+    folder = [] if output_dir is None else [f"output_dir={quoted(str(output_dir))}"]
     return compose_command(command, [*overrides, *folder])
 
 
