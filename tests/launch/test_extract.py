@@ -171,7 +171,11 @@ def test_extraction_waits_behind_the_limit_and_goes_on(
 def test_that_there_is_no_room_is_said_in_colour(
     server: FakeVLLM, shared: Path, tmp_path: Path, verifier: Verifier
 ) -> None:
-    small = ["hidden_states.max_bytes=1", "hidden_states.fetch.outage_timeout_seconds=0.2"]
+    small = [
+        "hidden_states.max_bytes=1",
+        "extract.max_samples=1",
+        "hidden_states.fetch.outage_timeout_seconds=0.2",
+    ]
     config = extract.filling(configured(shared, tmp_path, *online(server), *small))
     screen = io.StringIO()
     console = open_console(file=screen, force_terminal=True, color_system="standard")
