@@ -55,10 +55,14 @@ def quoted(value: str) -> str:
 
     A backslash stands for itself there, except before a quote and before an interpolation.
     """
-    value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
-    value = re.sub(r"(\\*)'", r"\1\1\\'", value)
+    value = re.sub(r"(\\*)'", r"\1\1\\'", literal(value))
     value = re.sub(r"(\\+)\Z", r"\1\1", value)
     return f"'{value}'"
+
+
+def literal(value: str) -> str:
+    """Return a text that OmegaConf reads as it is, also where it looks like an interpolation."""
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
 
 
 def describe(hint: Any) -> str:
