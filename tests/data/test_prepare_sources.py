@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from speculators.config.schema import PartConfig
@@ -117,6 +118,37 @@ def test_prompt_sets_are_part_of_the_identity(
     assert checked.report.dropped == {"holds a prompt of prompts.jsonl": 1}
     write_rows([{"prompt": "Question 4"}], "prompts.jsonl")
     assert not run(path, prompt_sets=str(prompts)).reused
+
+
+def test_where_it_lies_is_one_folder_in_the_cache(
+    run: Prepare, write_rows: WriteRows, rows: list[Any], tmp_path: Path
+) -> None:
+    """The name of a hub data set, or of a folder that stands in for one, is a path."""
+    for name in ("ORG/SET-1.5", str(tmp_path / "elsewhere" / "set"), "../..", "x" * 300):
+        folder = run(write_rows(rows), name=name).folder
+        assert folder.parent == tmp_path / "cache" / "prepared"
+    assert run(write_rows(rows), name="ORG/SET-1.5").folder.name.startswith("ORG_SET-1.5-")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "begins"),
+    [
+        ("\u540d" * 200, "\u540d" * 10),
+        ("ORG/SET", "ORG_SET-"),
+        ("/data/" + "x" * 300, "x" * 80 + "-"),
+        ("a" + "\u00fc" * 100, "\u00fc" * 40 + "-"),
+        ("...", "data-"),
+        ("\u2026", "data-"),
+        ("--x", "x-"),
+    ],
+)
+def test_folder_is_named_after_the_data_whatever_its_name(
+    name: str, begins: str, run: Prepare, write_rows: WriteRows, rows: list[Any]
+) -> None:
+    folder = run(write_rows(rows[:8]), name=name).folder
+    assert folder.name.startswith(begins)
+    assert len(folder.name.encode()) <= 80 + 17
 
 
 def test_report_files_hold_what_was_found(
