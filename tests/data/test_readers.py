@@ -265,7 +265,7 @@ def test_fields_beside_json_are_filled_and_json_is_not(kind: str, tmp_path: Path
     }[kind]
     records = [record for record in opened(**settings).rows() if isinstance(record, Record)]
     read = [record.item for record in records if isinstance(record.item, Conversation)]
-    assert [list(item.tools or ()) for item in read] == [row["tools"] for row in rows]
+    assert [tool["function"] for item in read for tool in item.tools or ()] == definitions
     called = [item.turns[1].extra["tool_calls"][0]["function"]["arguments"] for item in read]
     assert called == arguments
 
