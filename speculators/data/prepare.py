@@ -24,6 +24,7 @@ from rich.progress import track
 
 from speculators.config.schema import DataConfig
 from speculators.config.schema.data import Duplicates
+from speculators.console import open_console
 from speculators.data.contamination import PromptSets, open_prompt_sets
 from speculators.data.dialogue import Answerer, Rules
 from speculators.data.findings import (
@@ -236,6 +237,7 @@ class _Job:
         for record, result in track(
             mask_records(records, masker, config.num_workers),
             description="tokenising",
+            console=open_console(stderr=True),
             total=total,
             transient=True,
             disable=not self.progress,

@@ -14,6 +14,7 @@ import torch
 from speculators.config.schema import PartConfig
 from speculators.config.schema.data import BadRows, Duplicates
 from speculators.data.prepared import PreparedData
+from speculators.data.regenerate import RegenerationBar
 
 WriteRows = Callable[..., Path]
 Messages = Callable[..., dict[str, Any]]
@@ -149,6 +150,16 @@ def test_folder_is_named_after_the_data_whatever_its_name(
     folder = run(write_rows(rows[:8]), name=name).folder
     assert folder.name.startswith(begins)
     assert len(folder.name.encode()) <= 80 + 17
+
+
+def test_progress_is_shown_beside_what_is_printed(
+    run: Prepare, write_rows: WriteRows, rows: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Standard output holds what commands print, whatever it is piped into."""
+    run(write_rows(rows), progress=True)
+    with RegenerationBar(3) as bar:
+        bar.watch(5, over=True)
+    assert capsys.readouterr().out == ""
 
 
 def test_report_files_hold_what_was_found(
