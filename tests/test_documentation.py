@@ -20,6 +20,7 @@ from speculators.cli.commands import COMMANDS
 from speculators.config.discovery import variants
 from speculators.config.schema import Config
 from speculators.config.wording import field_doc
+from speculators.training.progress import SHOWN
 
 ROOT = DOCS.parent
 PACKAGE = ROOT / "speculators"
@@ -152,6 +153,23 @@ def test_blocks_of_code_are_such_that_the_site_shows_them() -> None:
         and not re.fullmatch(r' *```(\w+( title="[^"]+")?)?', line)
     ]
     assert wrong == []
+
+
+def test_lines_of_progress_are_such_as_a_run_prints() -> None:
+    """After the metrics come what the source of states says and the pace, or `...` for both."""
+    number = r"-?[\d.]+"
+    texts = map(re.escape, SHOWN.values())
+    forms = "|".join(re.sub(r"\\{.*?\\}", lambda _: number, text) for text in texts)
+    metrics = rf"step \d+/\d+(  ({forms}))+"
+    line = re.compile(rf"{metrics}(  (\.\.\.|waits .*|{number} (steps/s|s/step)  .*))?")
+    found = [
+        (path.relative_to(DOCS).as_posix(), text)
+        for path in DOCS.rglob("*.md")
+        for text in path.read_text(encoding="utf-8").splitlines()
+        if re.match(r"step \d+/", text)
+    ]
+    assert len(found) > 20
+    assert [(page, text) for page, text in found if not line.fullmatch(text)] == []
 
 
 @pytest.mark.docs
