@@ -237,8 +237,9 @@ def _batch_rows(batch: Any, file: str, before: int) -> Iterator[RawRow | RowProb
         for place in range(len(batch)):
             yield from _batch_rows(batch.slice(place, 1), file, before + place)
         return
+    columns = dict.fromkeys(batch.schema.names)
     for number, value in enumerate(values, before + 1):
-        yield RawRow(without_filling(value, batch.schema.names), Origin(file, number))
+        yield RawRow(without_filling(value, columns), Origin(file, number))
 
 
 def _parquet_rows(file: Path) -> Iterator[RawRow | RowProblem]:

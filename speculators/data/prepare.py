@@ -53,7 +53,7 @@ from speculators.data.truncation import Cutter
 from speculators.data.turns import one_at_a_time
 from speculators.errors import ConfigError, DataError
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 _LONGEST_NAME = 80  # bytes; of the 255 a file system takes, others are written around it
 
 

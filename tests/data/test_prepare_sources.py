@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -150,6 +151,16 @@ def test_folder_is_named_after_the_data_whatever_its_name(
     folder = run(write_rows(rows[:8]), name=name).folder
     assert folder.name.startswith(begins)
     assert len(folder.name.encode()) <= 80 + 17
+
+
+def test_a_prompt_set_whose_name_is_no_text(
+    run: Prepare, write_rows: WriteRows, rows: list[Any], tmp_path: Path
+) -> None:
+    prompts = Path(os.fsdecode(bytes(tmp_path / "prompts") + b"\xff.jsonl"))
+    prompts.write_text('{"prompt": "Question 3"}\n')
+    data = run(write_rows(rows), prompt_sets=[str(prompts)])
+    assert data.report.contaminated == {"prompts\ufffd.jsonl": 1}
+    assert "prompts\ufffd.jsonl" in (data.folder / "report.html").read_text("utf-8")
 
 
 def test_progress_is_shown_beside_what_is_printed(
