@@ -21,9 +21,10 @@ from speculators.cli.commands import COMMANDS
 from speculators.config.checking import find_missing
 from speculators.config.composition import compose as compose_command
 from speculators.config.loading import load_run_config
+from speculators.config.retyping import retyped
 from speculators.config.schema import Config
 from speculators.config.validation import find_problems
-from speculators.config.wording import did_you_mean
+from speculators.config.wording import did_you_mean, quoted
 from speculators.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -53,8 +54,7 @@ def compose(
         raise ConfigError(
             f"command={command}: no such command:{meant} there are {', '.join(COMMANDS)}"
         )
-    escaped = str(output_dir).replace("'", "\\'")
-    folder = [] if output_dir is None else [f"output_dir='{escaped}'"]
+    folder = [] if output_dir is None else [f"output_dir={quoted(str(output_dir))}"]
     return compose_command(command, [*overrides, *folder])
 
 
@@ -91,7 +91,7 @@ def prepare(config: Config) -> PreparedData:
     from speculators.launch.data_stage import prepare_data
     from speculators.launch.verifier_stage import Verifier
 
-    _check(config, "prepare")
+    config = _check(config, "prepare")
     return prepare_data(config, Verifier(config))
 
 
@@ -167,8 +167,7 @@ def load_verifier(config: Config) -> Verifier:
     """Open the verifier of a configuration: sizes and tokenizer at once, weights on first use."""
     from speculators.launch.verifier_stage import Verifier
 
-    _check(config)
-    return Verifier(config)
+    return Verifier(_check(config))
 
 
 def load_drafter(checkpoint: str | Path, verifier: Verifier) -> Drafter[Any]:
@@ -184,18 +183,23 @@ def load_drafter(checkpoint: str | Path, verifier: Verifier) -> Drafter[Any]:
 
 
 def _run(command: str, config: Config) -> dict[str, Any]:
-    _check(config, command)
-    result = COMMANDS[command].run(config)
+    result = COMMANDS[command].run(_check(config, command))
     return dict(result) if isinstance(result, Mapping) else {}
 
 
-def _check(config: Config, command: str | None = None) -> None:
-    """Check again, before anything is written: it may have been changed since it was composed."""
+def _check(config: Config, command: str | None = None) -> Config:
+    """Check again, before anything is written: it may have been changed since it was composed.
+
+    Returns:
+        A copy whose values have the types of their fields.
+    """
     if not isinstance(config, Config):
         raise ConfigError(
             f"config is a {type(config).__name__}: give a configuration, as "
             'speculators.compose("verifier=tiny") returns it'
         )
+    config = retyped(config)
     needs = COMMANDS[command].needs if command else ()
     if problems := [*find_problems(config), *find_missing(config, needs)]:
         raise ConfigError(problems)
+    return config

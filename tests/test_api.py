@@ -79,6 +79,51 @@ def test_a_configuration_is_checked_again_when_it_is_used(tmp_path: Path) -> Non
     assert not list(tmp_path.iterdir())
 
 
+def test_types_are_those_of_the_command_line_also_after_a_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(tmp_path)
+    mistyped = replace(
+        config,
+        seed="x",
+        speculator=None,
+        optimizer=replace(config.optimizer, lr="fast"),
+        data=replace(config.data, bad_rows="keep", path=object()),
+        evaluation=replace(config.evaluation, suites={"a": {"path": "x"}}),
+    )
+    with pytest.raises(ConfigError) as raised:
+        speculators.train(mistyped)
+    problems = dict(problem.split("=", 1) for problem in raised.value.problems)
+    assert problems.pop("data.path").endswith(": must be plain: text, numbers, lists, mappings")
+    assert problems == {
+        "seed": "x: must be a whole number",
+        "speculator": "null: must be of type SpeculatorConfig, as speculators.compose gives",
+        "optimizer.lr": "fast: must be a number",
+        "data.bad_rows": "keep: must be one of error, drop",
+        "evaluation.suites.a": (
+            "{'path': 'x'}: must be of type SuiteConfig, as speculators.compose gives"
+        ),
+    }
+    assert not list(tmp_path.iterdir())
+
+    named = replace(config, hidden_states=replace(config.hidden_states, mode="online"))
+    with pytest.raises(ConfigError, match="online states need a server"):
+        speculators.train(named)
+
+    given: list[Config] = []
+    monkeypatch.setattr("speculators.plan.command.run", lambda config, argv: given.append(config))
+    changed = replace(
+        config,
+        output_dir=tmp_path / "${seed}",
+        seed="7",
+        hidden_states=replace(config.hidden_states, mode="embedded", endpoints=("http://a",)),
+    )
+    speculators.plan_run(changed)
+    states = replace(config.hidden_states, endpoints=["http://a"])
+    expected = replace(config, output_dir=f"{tmp_path}/${{seed}}", seed=7, hidden_states=states)
+    assert given == [expected]
+
+
 def test_a_folder_without_a_configuration_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds neither resolved"):
         speculators.load_config(tmp_path)

@@ -34,12 +34,17 @@ def test_a_coloured_word_is_coloured_on_a_terminal() -> None:
 
 
 def test_every_console_is_opened_in_one_place() -> None:
+    """Bars and the like without a console would open one of `rich`'s own."""
     others = [
-        name
+        f"{name}: {node.func.id}"
         for name, path in modules().items()
         if path != PACKAGE / "console.py"
         for node in ast.walk(tree(path))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
         if node.func.id == "Console"
+        or (
+            node.func.id in ("Progress", "track", "Live")
+            and "console" not in [keyword.arg for keyword in node.keywords]
+        )
     ]
     assert others == []

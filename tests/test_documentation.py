@@ -20,6 +20,7 @@ from speculators.cli.commands import COMMANDS
 from speculators.config.discovery import variants
 from speculators.config.schema import Config
 from speculators.config.wording import field_doc
+from speculators.training.progress import SHOWN
 
 ROOT = DOCS.parent
 PACKAGE = ROOT / "speculators"
@@ -154,6 +155,23 @@ def test_blocks_of_code_are_such_that_the_site_shows_them() -> None:
     assert wrong == []
 
 
+def test_lines_of_progress_are_such_as_a_run_prints() -> None:
+    """After the metrics come what the source of states says and the pace, or `...` for both."""
+    number = r"-?[\d.]+"
+    texts = map(re.escape, SHOWN.values())
+    forms = "|".join(re.sub(r"\\{.*?\\}", lambda _: number, text) for text in texts)
+    metrics = rf"step \d+/\d+(  ({forms}))+"
+    line = re.compile(rf"{metrics}(  (\.\.\.|waits .*|{number} (steps/s|s/step)  .*))?")
+    found = [
+        (path.relative_to(DOCS).as_posix(), text)
+        for path in DOCS.rglob("*.md")
+        for text in path.read_text(encoding="utf-8").splitlines()
+        if re.match(r"step \d+/", text)
+    ]
+    assert len(found) > 20
+    assert [(page, text) for page, text in found if not line.fullmatch(text)] == []
+
+
 @pytest.mark.docs
 def test_the_site_builds_strictly(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
@@ -161,8 +179,10 @@ def test_the_site_builds_strictly(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     for name in ("index.html", "reference/configuration/index.html", "concepts/mask/index.html"):
         assert (tmp_path / name).stat().st_size > 5000
-    for name in ("mask", "data_path", "acceptance"):
-        assert "</svg>" in (tmp_path / "concepts" / name / "index.html").read_text("utf-8")
+    pictures = {"": 1, "concepts/mask": 3, "concepts/data_path": 1, "concepts/acceptance": 1}
+    for name, count in pictures.items():
+        page = (tmp_path / name / "index.html").read_text("utf-8")
+        assert page.count("</title>") == 1 + count, name  # the icons of every page have none
     raw = re.compile(r"```|\{\{ \w+ \}\}")  # Markdown and pictures that were not understood
     code = re.compile(r"<code>.*?</code>", re.DOTALL)  # prompts of suites hold both
     pages = {page: page.read_text(encoding="utf-8") for page in tmp_path.rglob("index.html")}

@@ -44,12 +44,25 @@ def line(path: str, value: Any, message: str) -> str:
 
 def argument(key: str, value: str) -> str:
     """Return `key=value` as it is typed into a shell, with the quotes that Hydra and it need."""
-    if re.fullmatch(r"[\w./~:+@-]+", value):
+    if re.fullmatch(r"[A-Za-z0-9_./:+@-]+", value):  # more than these Hydra cannot read bare
         return f"{key}={value}"
-    if re.search(r"['\"\\$`!]", value):
-        escaped = value.replace("'", "\\'")
-        return shlex.quote(f"{key}='{escaped}'")
-    return f"\"{key}='{value}'\""
+    word = f"{key}={quoted(value)}"
+    return shlex.quote(word) if re.search(r"['\"\\$`!]", value) else f'"{word}"'
+
+
+def quoted(value: str) -> str:
+    """Return a text in the quotes of Hydra's grammar, so that it is read as it is.
+
+    A backslash stands for itself there, except before a quote and before an interpolation.
+    """
+    value = re.sub(r"(\\*)'", r"\1\1\\'", literal(value))
+    value = re.sub(r"(\\+)\Z", r"\1\1", value)
+    return f"'{value}'"
+
+
+def literal(value: str) -> str:
+    """Return a text that OmegaConf reads as it is, also where it looks like an interpolation."""
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
 
 
 def describe(hint: Any) -> str:

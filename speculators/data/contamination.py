@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from speculators.config.schema import DataConfig
-from speculators.data.files import find_files, hash_files, read_rows
+from speculators.data.files import find_files, hash_files, read_rows, spelled
 from speculators.data.rows import RawRow, Record, TokenRow
 from speculators.data.word_runs import run_hashes, words_of
 from speculators.errors import DataError
@@ -53,7 +53,7 @@ class PromptSets:
             if not texts:
                 raise DataError(f"{KEY}: {row.origin}: no prompt (known: {', '.join(_TEXTS)})")
             for text in texts:
-                self._add(text, file.name)
+                self._add(text, spelled(file.name))
 
     def _add(self, text: str, name: str) -> None:
         self.num_prompts += 1

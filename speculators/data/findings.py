@@ -12,10 +12,12 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from speculators.config.schema import DataConfig
+from speculators.config.schema.data import BadRows
 from speculators.data.coloured import Excerpt, headline, stretches
 from speculators.data.coverage import coverage_sizes, suggest_size
 from speculators.data.hub import HubSource
 from speculators.data.readers import Part
+from speculators.data.repeats import HELD_OUT
 from speculators.data.report import DataReport, length_histogram
 from speculators.data.template import VerifierTokenizer
 from speculators.data.truncation import Cutter
@@ -25,6 +27,7 @@ from speculators.errors import DataError
 
 _SAMPLES, _CONTEXT_TOKENS, _TOKENS = 4, 120, 1500
 _TOLERATED = 0.01
+_SHOWN = 5
 _PERCENT = (50, 90, 99, 100)
 _POLICIES = ("truncation", "multi_turn", "bad_rows", "duplicates", "contaminated")
 
@@ -63,12 +66,45 @@ def add_origins(report: DataReport, config: DataConfig, parts: Sequence[Part]) -
             report.commits[source.name] = commit
 
 
-def require_masks(report: DataReport) -> None:
-    """Refuse data whose masks are no masks.
+def require_samples(
+    report: DataReport,
+    config: DataConfig,
+    *,
+    training: tuple[str, int],
+    validation: tuple[str, int] | None,
+) -> None:
+    """Refuse data that nothing can be learnt from, or measured on.
+
+    Args:
+        report: what was left out.
+        config: policies.
+        training: name of the sources, and samples they gave.
+        validation: the same of `data.validation_path`; None: part of the training samples.
 
     Raises:
-        DataError: more than a few samples are supervised throughout.
+        DataError: answers that the verifier would never write, a side without samples, or more
+            than a few samples that are supervised throughout.
     """
+    unstable = report.dropped.get("unstable turn", 0)
+    if unstable and config.bad_rows is BadRows.error:
+        lines = "".join(f"\n  {x}" for x in report.examples if "unstable" in x)
+        raise DataError(
+            f"verifier.template: {unstable} assistant turns begin with something else than "
+            "what the generation prompt asks for, so the verifier would never write them: give "
+            "them what it asks for (reasoning behind <think>), change the prompt "
+            "(+verifier.template_arguments.enable_thinking=false), let the verifier answer "
+            f"(data.regenerate.enabled=true) or leave them out (data.bad_rows=drop):{lines}"
+        )
+    if not training[1] and report.dropped.get(HELD_OUT):
+        raise DataError("data.validation_path: every training row is in it as well")
+    for name, samples in filter(None, (validation, training)):
+        if not samples:
+            lines = "".join(f"\n  {line}" for line in report.examples[:_SHOWN])
+            raise DataError(f"{name}: no row is left to use; the first reasons:{lines}")
+    _require_masks(report)
+
+
+def _require_masks(report: DataReport) -> None:
     if report.num_fully_supervised > _TOLERATED * report.num_samples:
         raise DataError(
             f"{report.num_fully_supervised} of {report.num_samples} samples are supervised "

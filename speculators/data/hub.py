@@ -13,7 +13,7 @@ from typing import Any
 from speculators.config.schema import SourceConfig
 from speculators.data.parsing import RowParser
 from speculators.data.rows import Origin, RawRow, Record, RowProblem
-from speculators.data.tables import typed_columns, without_filling
+from speculators.data.tables import without_filling
 from speculators.errors import DataError
 
 _COMMIT = re.compile(r"@([0-9a-f]{40})/")
@@ -111,13 +111,13 @@ class HubTable:
 
     def _values(self) -> Iterator[Any]:
         if not self.streaming:
-            columns = typed_columns(self._table.features)
+            columns = self._table.features
             yield from (without_filling(row, columns) for row in self._table)
             return
         import datasets
 
         stream = self._loaded(datasets.load_dataset, split=self._split, streaming=True)
-        columns = typed_columns(stream.features)
+        columns = stream.features or {}
         try:
             yield from (without_filling(row, columns) for row in stream)
         except Exception as error:

@@ -157,7 +157,7 @@ def _turn(item: Any, number: int, role_key: str, content_key: str) -> Turn:
     if not isinstance(name, str):
         raise RowError("turn without a role", f"turn {number}: {role_key} is {_kind(name)}")
     name = name.strip().lower()
-    extra = _extra(item, number)
+    extra = _extra(item, number, answers=ROLES.get(name) == "assistant")
     if name in CALL_ROLES:
         return _call_turn(item.get(content_key), number)
     if name not in ROLES:
@@ -188,13 +188,11 @@ def _part(part: Any, number: int) -> str:
     raise RowError("content is no text", f"turn {number}: a part of type {kind!r}")
 
 
-def _extra(item: Mapping[str, Any], number: int) -> dict[str, Any]:
+def _extra(item: Mapping[str, Any], number: int, *, answers: bool) -> dict[str, Any]:
     extra: dict[str, Any] = {}
-    reasoning = next((item[key] for key in _REASONING if item.get(key)), None)
-    if isinstance(reasoning, str):
+    reasoning = _reasoning(item, number) if answers else None
+    if reasoning is not None:
         extra["reasoning_content"] = reasoning
-    elif not isinstance(reasoning, bool | None):
-        raise RowError("reasoning is no text", f"turn {number}: it is {_kind(reasoning)}")
     calls = item.get("tool_calls")
     if calls:
         if not isinstance(calls, Sequence) or not all(isinstance(c, Mapping) for c in calls):
@@ -204,6 +202,16 @@ def _extra(item: Mapping[str, Any], number: int) -> dict[str, Any]:
         if isinstance(item.get(key), str):
             extra[key] = item[key]
     return extra
+
+
+def _reasoning(item: Mapping[str, Any], number: int) -> str | None:
+    # Under the same names others keep a flag, or the settings of a request.
+    found = [item[key] for key in _REASONING if item.get(key)]
+    text = next((value for value in found if isinstance(value, str)), None)
+    other = next((value for value in found if not isinstance(value, bool)), None)
+    if text is None and other is not None:
+        raise RowError("reasoning is no text", f"turn {number}: it is {_kind(other)}")
+    return text
 
 
 def _call(call: Mapping[str, Any]) -> dict[str, Any]:
@@ -246,13 +254,15 @@ def _tools(value: Any) -> list[Mapping[str, Any]] | None:
 
 
 def _tool(tool: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a definition as servers hand it to templates: a bare function is wrapped."""
-    if "function" in tool or not isinstance(tool.get("name"), str):
+    """Return a definition as servers hand it to templates: a function says that it is one."""
+    if (tool.get("type") or "function") != "function":
         return tool
-    if tool.get("type", "function") != "function":
+    rest = {key: value for key, value in tool.items() if key != "type"}
+    if isinstance(rest.get("function"), Mapping):
+        return {"type": "function", **rest}
+    if "function" in rest or not isinstance(rest.get("name"), str):
         return tool
-    function = {key: value for key, value in tool.items() if key != "type"}
-    return {"type": "function", "function": function}
+    return {"type": "function", "function": rest}
 
 
 def _prompt_response(row: Mapping[str, Any]) -> list[Turn]:

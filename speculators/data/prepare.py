@@ -23,14 +23,15 @@ from jaxtyping import Bool
 from rich.progress import track
 
 from speculators.config.schema import DataConfig
-from speculators.config.schema.data import BadRows, Duplicates
+from speculators.config.schema.data import Duplicates
+from speculators.console import open_console
 from speculators.data.contamination import PromptSets, open_prompt_sets
 from speculators.data.dialogue import Answerer, Rules
 from speculators.data.findings import (
     add_coverage,
     add_lengths,
     add_origins,
-    require_masks,
+    require_samples,
     settings_facts,
     shown_samples,
 )
@@ -40,22 +41,20 @@ from speculators.data.prepared import FREQUENCIES, MANIFEST, USED, PreparedData
 from speculators.data.probe import MaskMethod, TemplateProbe, probe_template
 from speculators.data.readers import Part, Source, open_parts, open_validation
 from speculators.data.regenerate import RegenerationBar, regenerate_rows
-from speculators.data.repeats import HELD_OUT, Repeats
+from speculators.data.repeats import Repeats
 from speculators.data.report import DataReport
 from speculators.data.report_page import write_report
 from speculators.data.rows import Record
-from speculators.data.samples import SampleWriter, mask_records
+from speculators.data.samples import SampleIndex, SampleWriter, mask_records
 from speculators.data.selection import Selection, Selector
-from speculators.data.split import group_prefixes, split_validation
 from speculators.data.storage import count_tokens, read_arrow, save_dataset, written_aside
 from speculators.data.template import VerifierTokenizer
 from speculators.data.truncation import Cutter
 from speculators.data.turns import one_at_a_time
 from speculators.errors import ConfigError, DataError
 
-FORMAT_VERSION = 4
-_SHOWN = 5
-_LONGEST_NAME = 80
+FORMAT_VERSION = 5
+_LONGEST_NAME = 80  # bytes; of the 255 a file system takes, others are written around it
 
 
 def prepare(
@@ -115,9 +114,7 @@ def prepare(
     identity = job.identity()
     text = json.dumps(identity, sort_keys=True, default=str)
     fingerprint = hashlib.sha256(text.encode()).hexdigest()
-    # The name of a hub data set, or of a folder, is a path.
-    name = re.sub(r"[^\w.-]+", "_", config.name).strip("._")[-_LONGEST_NAME:]
-    folder = cache_dir / "prepared" / f"{name}-{fingerprint[:16]}"
+    folder = cache_dir / "prepared" / f"{_file_name(config.name)}-{fingerprint[:16]}"
     if (folder / MANIFEST).exists():
         return PreparedData.load(folder)
     if only_found:
@@ -190,14 +187,20 @@ class _Job:
             if self.validation is not None:
                 self._write(selector.select([Part(self.validation)]), writer, probe)
                 repeats.hold_out()
-            border = len(writer.lengths)
+            border = len(writer.index)
             limit = self.config.max_samples if self.config.sources else None
             self._write(selector.select(self.parts, limit), writer, probe)
         finally:
             writer.close()
-        self._require_samples(writer, border)
-        conversation_ids = _conversation_ids(writer, part)
-        validates = self._split(writer, conversation_ids, border, repeats)
+        index, held_out = writer.index, self.validation
+        require_samples(
+            self.report,
+            self.config,
+            training=(self.name, len(index) - border),
+            validation=None if held_out is None else (held_out.name, border),
+        )
+        conversation_ids = _conversation_ids(index, part)
+        validates = self._split(index, conversation_ids, border, repeats)
         counts, used = count_tokens(part, ~validates, self.vocab_size)
         save_dataset(part, folder, conversation_ids, validates)
         shown = shown_samples(read_arrow(part), conversation_ids, ~validates, self.tokenizer)
@@ -215,7 +218,7 @@ class _Job:
         facts = settings_facts(self.config, self.tokenizer, self.sequence_length, self.seed)
         facts = [("sources", self.name), *facts]
         write_report(folder, self.report, self.config.name, samples=shown, facts=facts)
-        self._write_manifest(folder, identity, fingerprint, writer.sample_ids)
+        self._write_manifest(folder, identity, fingerprint, index.sample_ids)
 
     def _probe(self) -> TemplateProbe:
         probe = probe_template(self.tokenizer)
@@ -234,6 +237,7 @@ class _Job:
         for record, result in track(
             mask_records(records, masker, config.num_workers),
             description="tokenising",
+            console=open_console(stderr=True),
             total=total,
             transient=True,
             disable=not self.progress,
@@ -275,45 +279,17 @@ class _Job:
             "seed": self.seed,
         }
 
-    def _require_samples(self, writer: SampleWriter, border: int) -> None:
-        report = self.report
-        unstable = report.dropped.get("unstable turn", 0)
-        if unstable and self.config.bad_rows is BadRows.error:
-            lines = "".join(f"\n  {x}" for x in report.examples if "unstable" in x)
-            raise DataError(
-                f"verifier.template: {unstable} assistant turns begin with something else than "
-                "what the generation prompt asks for, so the verifier would never write them: give "
-                "them what it asks for (reasoning behind <think>), change the prompt "
-                "(+verifier.template_arguments.enable_thinking=false), let the verifier answer "
-                f"(data.regenerate.enabled=true) or leave them out (data.bad_rows=drop):{lines}"
-            )
-        if len(writer.lengths) == border and report.dropped.get(HELD_OUT):
-            raise DataError("data.validation_path: every training row is in it as well")
-        empty = self.name if len(writer.lengths) == border else ""
-        if self.validation is not None and border == 0:
-            empty = self.validation.name
-        if empty:
-            lines = "".join(f"\n  {line}" for line in report.examples[:_SHOWN])
-            raise DataError(f"{empty}: no row is left to use; the first reasons:{lines}")
-        require_masks(report)
-
     def _split(
         self,
-        writer: SampleWriter,
+        index: SampleIndex,
         conversation_ids: list[str],
         border: int,
         repeats: Repeats,
     ) -> Bool[np.ndarray, "sample"]:
         if self.validation is not None:
-            return np.arange(len(writer.lengths)) < border
-        split = split_validation(
-            conversation_ids,
-            writer.sample_ids,
-            writer.openings,
-            fraction=self.validation_fraction,
-            seed=self.seed,
-            repeats=repeats.links,
-        )
+            return np.arange(len(index)) < border
+        fraction, seed = self.validation_fraction, self.seed
+        split = index.split(conversation_ids, repeats, fraction=fraction, seed=seed)
         self.report.validation_fraction = self.validation_fraction
         self.report.num_groups = split.num_groups
         self.report.largest_group = split.largest_group
@@ -345,6 +321,13 @@ class _Job:
         (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
+def _file_name(name: str) -> str:
+    """Return a name as part of a file's: that of a hub data set, or of a folder, is a path."""
+    plain = re.sub(r"[^\w.-]+", "_", name).encode()
+    # The end of a path says most; what the cut leaves of a character goes as well.
+    return plain[-_LONGEST_NAME:].decode("utf-8", "ignore").strip("._-") or "data"
+
+
 def _plain(config: DataConfig) -> dict[str, Any]:
     """Return settings as plain values, enums by their value."""
     return dataclasses.asdict(
@@ -355,13 +338,6 @@ def _plain(config: DataConfig) -> dict[str, Any]:
     )
 
 
-def _conversation_ids(writer: SampleWriter, part: Path) -> list[str]:
-    """Return an id for every sample; rows without one are grouped where one opens another."""
-    unnamed = [i for i, name in enumerate(writer.conversation_ids) if name is None]
-    ids = [name or "" for name in writer.conversation_ids]
-    if unnamed:
-        column = read_arrow(part)["input_ids"]
-        rows = [np.array(column[i].as_py(), dtype=">u4").tobytes() for i in unnamed]
-        for i, opener in zip(unnamed, group_prefixes(rows), strict=True):
-            ids[i] = writer.sample_ids[unnamed[opener]]
-    return ids
+def _conversation_ids(index: SampleIndex, part: Path) -> list[str]:
+    column = read_arrow(part)["input_ids"]
+    return index.names(column[number].as_py() for number in index.unnamed)

@@ -19,7 +19,7 @@ from speculators.data.files import find_files, hash_files, read_rows, spelled
 from speculators.data.hub import HubSource
 from speculators.data.parsing import RowParser
 from speculators.data.rows import Origin, RawRow, Record, RowProblem, Severity
-from speculators.data.tables import typed_columns, without_filling
+from speculators.data.tables import without_filling
 from speculators.errors import DataError
 
 TINY = "tiny"
@@ -149,7 +149,7 @@ class SavedSource:
             # Whatever a library raises over a damaged file, the remedy is the same.
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise DataError(f"data.path={self.name}: damaged data set: {reason}") from error
-        columns = typed_columns(table.features)
+        columns = table.features
         for number, value in enumerate(table, 1):
             row = RawRow(without_filling(value, columns), Origin(self.name, number))
             yield self._parser.parse(row, self._folder.name)

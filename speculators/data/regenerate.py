@@ -11,6 +11,7 @@ from collections.abc import Generator, Iterable, Iterator
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from speculators.console import open_console
 from speculators.data.dialogue import Answerer, Dialogue, Rules
 from speculators.data.masking import Masked
 from speculators.data.report import DataReport
@@ -65,6 +66,7 @@ class RegenerationBar:
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
+            console=open_console(stderr=True),
             transient=True,
             disable=not enabled,
         )

@@ -37,7 +37,7 @@ def _mask(report: DataReport) -> Iterator[str]:
         )
     if report.num_open_turns > _MANY * report.num_supervised_answers:
         why = "see what the template writes (show=5)"
-        if report.finish_reasons:
+        if report.finish_reasons.get("length"):
             why = "raise data.regenerate.max_new_tokens, or data.regenerate.unfinished=drop"
         yield (
             f"{report.num_open_turns:,} answers have no end-of-turn token: a drafter does not "

@@ -10,14 +10,17 @@ from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Bool, Int
 
 from speculators.data.masking import Masked, MaskedRow, Masker
 from speculators.data.repeats import Repeats, opening_of
 from speculators.data.report import DataReport, SourceCount
 from speculators.data.rows import Record, TokenRow
+from speculators.data.split import Split, group_prefixes, split_validation
 from speculators.data.truncation import Cut, Cutter
 from speculators.data.types import Conversation, sample_id_of
 
@@ -103,6 +106,67 @@ def _as_masked(row: TokenRow) -> Masked:
     return Masked((MaskedRow(row.input_ids, row.loss_mask),))
 
 
+class SampleIndex:
+    """Who each sample is and how it begins: all that decides about its side.
+
+    Attributes:
+        sample_ids: content addresses.
+        conversation_ids: None where the source names none.
+        openings: hash of each sample up to the end of its first answer.
+    """
+
+    def __init__(self) -> None:
+        self.sample_ids: list[str] = []
+        self.conversation_ids: list[str | None] = []
+        self.openings: list[bytes] = []
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.sample_ids)
+
+    def add(
+        self, record: Record, ids: Int[np.ndarray, "token"], mask: Bool[np.ndarray, "token"]
+    ) -> str:
+        """Note the next sample and return its content address."""
+        self.sample_ids.append(sample_id_of(ids))
+        self.conversation_ids.append(record.item.conversation_id)
+        self.openings.append(opening_of(ids, mask))
+        return self.sample_ids[-1]
+
+    @property
+    def unnamed(self) -> list[int]:
+        """Numbers of the samples whose source names no conversation."""
+        return [i for i, name in enumerate(self.conversation_ids) if name is None]
+
+    def names(self, unnamed: Iterable[Any]) -> list[str]:
+        """Return a conversation for every sample; those without one are grouped by prefix.
+
+        Args:
+            unnamed: tokens of the samples whose source names none, in order.
+        """
+        names = [name or "" for name in self.conversation_ids]
+        rows = [np.array(ids, dtype=">u4").tobytes() for ids in unnamed]
+        numbers = self.unnamed
+        for number, opener in zip(numbers, group_prefixes(rows), strict=True):
+            names[number] = self.sample_ids[numbers[opener]]
+        return names
+
+    def split(self, names: Sequence[str], repeats: Repeats, *, fraction: float, seed: int) -> Split:
+        """Divide the samples into training and validation.
+
+        Args:
+            names: conversation of each sample.
+            repeats: what was left out still says which conversations begin alike.
+            fraction: share of the conversations that validate.
+            seed: of the run.
+
+        Raises:
+            DataError: there is nothing to split, or all conversations begin alike.
+        """
+        links = (self.sample_ids, self.openings)
+        return split_validation(names, *links, fraction=fraction, seed=seed, repeats=repeats.links)
+
+
 class SampleWriter:
     """Counts and writes samples.
 
@@ -113,10 +177,7 @@ class SampleWriter:
         repeats: decides about samples that were there before.
 
     Attributes:
-        lengths: tokens of every sample.
-        sample_ids: content addresses.
-        conversation_ids: None where the source names none.
-        openings: hash of each sample up to the end of its first answer.
+        index: of what was written.
     """
 
     def __init__(self, path: Path, cutter: Cutter, report: DataReport, repeats: Repeats) -> None:
@@ -124,10 +185,7 @@ class SampleWriter:
         self._columns: dict[str, list] = {name: [] for name in _SCHEMA.names}
         self._sink = pa.OSFile(str(path), "wb")
         self._writer = pa.ipc.new_stream(self._sink, _SCHEMA)
-        self.lengths: list[int] = []
-        self.sample_ids: list[str] = []
-        self.conversation_ids: list[str | None] = []
-        self.openings: list[bytes] = []
+        self.index = SampleIndex()
 
     def add(self, record: Record, masked: Masked) -> None:
         """Write the rows of one record and count what is left out."""
@@ -138,7 +196,7 @@ class SampleWriter:
         ids, mask, report = cut.input_ids, cut.loss_mask, self._report
         if self._repeats.leaves_out(record, ids, mask):
             return
-        sample_id, supervised = sample_id_of(ids), int(mask.sum())
+        sample_id, supervised = self.index.add(record, ids, mask), int(mask.sum())
         source = record.item.source
         values = (
             ids,
@@ -151,10 +209,6 @@ class SampleWriter:
         )
         for column, value in zip(self._columns.values(), values, strict=True):
             column.append(value)
-        self.lengths.append(len(ids))
-        self.sample_ids.append(sample_id)
-        self.conversation_ids.append(record.item.conversation_id)
-        self.openings.append(opening_of(ids, mask))
         report.num_samples += 1
         report.num_tokens += len(ids)
         report.num_supervised += supervised

@@ -87,30 +87,32 @@ class Cutter:
             return
         whole = policy is Truncation.split or not long
         spans = split_points(row.loss_mask, self._limit) if whole else [(0, self._limit)]
+        least = self._config.min_supervised_tokens
+        found = [int(row.loss_mask[start:stop].sum()) for start, stop in spans]
+        if not any(supervised >= least for supervised in found):
+            self._leave_out(record, length, max(found), is_split=whole)
+            return
         kept = 0
         unmasked = bool(row.loss_mask.all())
-        for start, stop in spans:
+        for (start, stop), supervised in zip(spans, found, strict=True):
+            if supervised < least:  # a long question gives such pieces, and nobody misses them
+                reason = f"piece of a long row with fewer than {least} supervised tokens"
+                report.drop(reason, f"{record.origin}: {reason}: {supervised}", asked_for=True)
+                continue
+            kept += stop - start
             mask = row.loss_mask[start:stop]
-            if self._teaches(record, mask, long, is_piece=long and whole):
-                kept += stop - start
-                yield Cut(row.input_ids[start:stop], mask, is_truncated=long, is_unmasked=unmasked)
-        if long and kept:
+            yield Cut(row.input_ids[start:stop], mask, is_truncated=long, is_unmasked=unmasked)
+        if long:
             what = "split into several samples" if whole else f"cut to {self._limit} tokens"
             report.truncate(f"{record.origin}: {length} tokens: {what}", length - kept)
 
-    def _teaches(
-        self, record: Record, mask: Bool[np.ndarray, "token"], long: bool, *, is_piece: bool
-    ) -> bool:
-        supervised, least = int(mask.sum()), self._config.min_supervised_tokens
-        if supervised >= least:
-            return True
-        reason = f"fewer than {least} supervised tokens"
-        if is_piece:  # a long question gives such pieces, and nobody misses them
-            reason = f"piece of a long row with {reason}"
-        elif long:
-            reason += " after truncation"
-        self._report.drop(reason, f"{record.origin}: {reason}: {supervised}", asked_for=is_piece)
-        return False
+    def _leave_out(self, record: Record, length: int, most: int, *, is_split: bool) -> None:
+        """Count one row of which nothing teaches enough; `most` tokens of a piece do at best."""
+        reason = f"fewer than {self._config.min_supervised_tokens} supervised tokens"
+        if length > self._limit:
+            reason += " in every piece" if is_split else " after truncation"
+            self._report.num_lost_tokens += length
+        self._report.drop(reason, f"{record.origin}: {reason}: {most}")
 
 
 def split_points(mask: Bool[np.ndarray, "token"], limit: int) -> list[tuple[int, int]]:

@@ -5,21 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+from jaxtyping import Int
+
 from speculators.config.schema import DataConfig
 from speculators.config.schema.data import Duplicates
 from speculators.data.contamination import open_prompt_sets
-from speculators.data.findings import require_masks
+from speculators.data.findings import require_samples
 from speculators.data.masking import Masker
 from speculators.data.probe import MaskMethod, probe_template
 from speculators.data.readers import Part, open_parts, open_validation
 from speculators.data.repeats import Repeats
 from speculators.data.report import DataReport
-from speculators.data.samples import mask_records
+from speculators.data.samples import SampleIndex, mask_records
 from speculators.data.selection import Selector
-from speculators.data.split import split_validation
 from speculators.data.template import VerifierTokenizer
 from speculators.data.truncation import Cutter
-from speculators.data.types import sample_id_of
 from speculators.errors import DataError
 
 STOPS, LEFT_OUT = "stops the preparation", "left out"
@@ -79,7 +80,7 @@ def validate_rows(
         vocab_size: embedding rows of the verifier.
         sequence_length: longest sample, in tokens.
         validation_fraction: share of the conversations held out.
-        seed: of `data.max_samples`.
+        seed: of the split and of `max_samples`.
         emit: takes one line per problem.
 
     Raises:
@@ -104,7 +105,7 @@ def validate_rows(
     masker = Masker(tokenizer, config.multi_turn, use_tags=method is MaskMethod.tags)
     cutter = Cutter(config, sequence_length, listing)
     repeats = Repeats(listing, once=config.duplicates is not Duplicates.keep)
-    names, samples = list[str](), list[str]()
+    index, unnamed, border = SampleIndex(), list[Int[np.ndarray, "token"]](), 0
     for selection in selections:
         for record, masked in mask_records(selection.records(), masker, config.num_workers):
             for cut in cutter.cut(record, masked):
@@ -112,26 +113,23 @@ def validate_rows(
                     continue
                 listing.num_samples += 1
                 listing.num_fully_supervised += cut.is_unmasked
-                samples.append(sample_id_of(cut.input_ids))
-                names.append(record.item.conversation_id or samples[-1])
+                index.add(record, cut.input_ids, cut.loss_mask)
+                if record.item.conversation_id is None:
+                    unnamed.append(cut.input_ids.astype(np.uint32))
         if selection is held_out:
             repeats.hold_out()
-    listing.num_usable = listing.num_samples
-    if samples:
-        listing.refusal = _refusal(
-            listing, names, samples, None if held_out else validation_fraction
-        )
-    return listing
-
-
-def _refusal(
-    listing: Listing, names: list[str], samples: list[str], fraction: float | None
-) -> str | None:
-    """Return what a preparation of these samples would end with, or None."""
+            border = len(index)
+    listing.num_usable = len(index)
+    sources = ", ".join(part.source.name for part in parts)
+    training = sources, len(index) - border
     try:
-        require_masks(listing)
-        if fraction is not None:
-            split_validation(names, samples, fraction=fraction, seed=0)
+        if validation is None:
+            require_samples(listing, config, training=training, validation=None)
+            names = index.names(unnamed)
+            index.split(names, repeats, fraction=validation_fraction, seed=seed)
+        else:
+            held = validation.name, border
+            require_samples(listing, config, training=training, validation=held)
     except DataError as error:
-        return str(error)
-    return None
+        listing.refusal = str(error)
+    return listing

@@ -14,6 +14,7 @@ import numpy as np
 from speculators.evaluation.engine_metrics import DraftCounters
 from speculators.hidden_states.online.client import VllmClient
 from speculators.hidden_states.online.completions import Ask
+from speculators.hidden_states.online.failures import AttemptError
 from speculators.hidden_states.online.streaming import Streamed
 
 SPEED_DEFINITION = (
@@ -163,10 +164,16 @@ async def measure(
             salted = replace(question, cache_salt=f"{salt}-{number}")
             answers[number] = await client.stream(url, model, salted)
 
+    failed: Sequence[BaseException] = ()
     began = time.perf_counter()
-    async with asyncio.TaskGroup() as tasks:
-        for _ in range(min(concurrency, len(questions))):
-            tasks.create_task(work())
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(min(concurrency, len(questions))):
+                tasks.create_task(work())
+    except* AttemptError as group:
+        failed = group.exceptions
+    if failed:
+        raise failed[0]  # the others are of the same server
     seconds = time.perf_counter() - began
     return Speed(tuple(answer for answer in answers if answer is not None), seconds)
 

@@ -41,13 +41,21 @@ class ServedCheckpoint:
     num_draft_tokens: int
     context: int
 
-    def check_model(self, model: ServedModel) -> None:
-        """Refuse a server of another model."""
+    def check_model(self, model: ServedModel, started_with: str = "CHECKPOINT") -> None:
+        """Refuse a server of another model.
+
+        Args:
+            model: what it serves.
+            started_with: what `vllm serve` is to be given.
+
+        Raises:
+            LaunchError: it serves another one.
+        """
         found = {name.rstrip("/").rpartition("/")[2] for name in (model.name, model.root)}
         if not found & self.names:
             raise LaunchError(
                 f"serves {model.root}, not {' or '.join(sorted(self.names))}: another "
-                "model; start the server with `vllm serve CHECKPOINT`"
+                f"model; start the server with `vllm serve {started_with}`"
             )
 
     def check_drafts(self, counters: DraftCounters) -> None:
@@ -96,10 +104,19 @@ def evaluate_served(
             f"evaluation.endpoint={endpoint}: {failure.reason}; the server is started with "
             "`vllm serve CHECKPOINT`"
         ) from None
+    except _BaselineError:
+        raise
     except (LaunchError, HiddenStateError) as error:
         raise LaunchError(f"evaluation.endpoint={endpoint}: {error}") from None
     size = checkpoint.num_draft_tokens
     return ServedAnswers(endpoint, run.version, size, config, seed, done, run.levels)
+
+
+class _BaselineError(LaunchError):
+    """Something is wrong with the server without drafting, which has a setting of its own."""
+
+    def __init__(self, url: str, problem: str) -> None:
+        super().__init__(f"evaluation.baseline_endpoint={url}: {problem}")
 
 
 @dataclass(frozen=True)
@@ -194,11 +211,16 @@ class _Run:
         """Ask one server; where it drafts, with what its counters gained."""
         drafts = side.kind == "drafting"
         before = DraftCounters.parse(await client.metrics(side.url)) if drafts else None
-        asked = await measure(
-            *(client, side.url, side.model, questions),
-            concurrency=concurrency,
-            salt=f"{side.kind}-{concurrency}-{part}",
-        )
+        try:
+            asked = await measure(
+                *(client, side.url, side.model, questions),
+                concurrency=concurrency,
+                salt=f"{side.kind}-{concurrency}-{part}",
+            )
+        except AttemptError as failure:
+            if drafts:
+                raise
+            raise _BaselineError(side.url, failure.reason) from None
         if before is None:
             return asked
         wanted = asked.tokens - len(asked.answers)
@@ -214,12 +236,13 @@ class _Run:
             model = await client.served_model(url)
             text = await client.metrics(url)
         except AttemptError as failure:
-            raise LaunchError(f"baseline_endpoint={url}: {failure.reason}") from None
+            raise _BaselineError(url, failure.reason) from None
         if DraftCounters.counted(text):
-            raise LaunchError(
-                f"baseline_endpoint={url}: drafts too; start it with `vllm serve VERIFIER`"
-            )
-        self.checkpoint.check_model(model)
+            raise _BaselineError(url, "drafts too; start it with `vllm serve VERIFIER`")
+        try:
+            self.checkpoint.check_model(model, started_with="VERIFIER")
+        except LaunchError as error:
+            raise _BaselineError(url, str(error)) from None
         return _Side(url, model.name, "plain")
 
     async def _answer(

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from speculators.algorithms.layouts import Wishes
 from speculators.config.schema import Config
+from speculators.config.wording import argument
 from speculators.console import open_console
 from speculators.conversion.card import CARD_FILE, Facts, model_card
 from speculators.conversion.convert import (
@@ -188,7 +189,7 @@ def _refuse_unproven(config: Config, folder: Path) -> None:
     found = _certificate(folder)
     if config.convert.allow_failed_parity or not found:
         return
-    examined = f"speculators doctor checkpoint={folder}"
+    examined = f"speculators doctor {argument('checkpoint', str(folder))}"
     if found.get("passed") is False:
         what = found.get("first_failure") or "no stage passed"
         problem = f"says that the checkpoint is not served as it was trained: {what}"

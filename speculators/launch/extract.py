@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.filesize import decimal
+from rich.text import Text
 
 from speculators.config.schema import Config, HiddenStatesMode, OnGenerate, OnMissing
 from speculators.config.wording import argument
-from speculators.console import open_console
+from speculators.console import marked, open_console
 from speculators.data.packing import pack
 from speculators.data.prepared import PreparedData, SampleSet
 from speculators.data.types import Sample
@@ -143,7 +144,7 @@ def _first_epoch(config: Config, data: PreparedData) -> list[int]:
     return [int(index) for row in rows for index in row]
 
 
-def _forecast(config: Config, spec: VerifierSpec, num_states: int) -> Iterator[str]:
+def _forecast(config: Config, spec: VerifierSpec, num_states: int) -> Iterator[str | Text]:
     """Yield what will be written and what there is room for."""
     settings = config.hidden_states
     path = Path(settings.store_path or "").expanduser()
@@ -154,10 +155,12 @@ def _forecast(config: Config, spec: VerifierSpec, num_states: int) -> Iterator[s
     room = free if settings.max_bytes is None else min(free, settings.max_bytes)
     yield f"about {decimal(needed)} to write ({dtype}); {decimal(free)} free at {path}"
     if needed > room:
-        yield (
-            f"note: more than the {decimal(room)} there is room for: extraction will "
-            "wait for training to use what is stored (hidden_states.max_bytes), or give a larger "
-            "disk, or half the bytes with hidden_states.store_dtype=float8_e4m3fn"
+        yield marked(
+            "note:",
+            "yellow",
+            f" more than the {decimal(room)} there is room for: extraction will wait for training "
+            "to use what is stored (hidden_states.max_bytes), or give a larger disk, or half the "
+            "bytes with hidden_states.store_dtype=float8_e4m3fn",
         )
 
 

@@ -84,8 +84,8 @@ def _validate(config: Config, verifier: Verifier, console: Console) -> dict[str,
         stops = f"{number:,} problems stop the preparation"
         stops = "1 problem stops the preparation" if number == 1 else stops
         raise DataError(f"{stops} (data.bad_rows=drop leaves such rows out)")
-    if not listing.num_usable:
-        raise DataError("no row is left to use")
     if listing.refusal is not None:
         raise DataError(listing.refusal)
+    if not listing.num_usable:
+        raise DataError("no row is left to use")
     return listing.dropped

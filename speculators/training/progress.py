@@ -21,7 +21,7 @@ SHOWN = {
     ("validation", "forecast_acceptance_length"): "{:.2f} expected at the end",
     ("validation", "forecast_acceptance_length_ci95"): "({:.2f} to {:.2f})",
 }
-"""Kind of line and metric -> how it is shown; a metric that a line lacks is not."""
+"""Kind of line and metric -> how it is shown, in this order; a metric that a line lacks is not."""
 
 
 class TrainingProgress:
@@ -81,7 +81,8 @@ class TrainingProgress:
         self._bar.update(self._task, values=self._shown())
 
     def _shown(self) -> str:
-        return "  ".join([*self._values.values(), *([self._status] if self._status else [])])
+        values = [self._values[key] for key in SHOWN if key in self._values]
+        return "  ".join([*values, *([self._status] if self._status else [])])
 
     def show(self, line: Mapping[str, Any]) -> None:
         """Take loss and acceptance length from a line of metrics.

@@ -17,6 +17,7 @@ RUNS = [
     ["experiment=dflash_qwen3_8b_sharegpt_5k"],
     ["+verifier.template_arguments={enable_thinking: false, tags: [a, b]}", "optimizer.lr=1e-5"],
     ["training.allow_changes=[seed,optimizer.lr]", "data.regenerate.enabled=true"],
+    [r"output_dir='runs/\${seed}'", r"+verifier.template_arguments={today: '\${now'}"],
 ]
 
 

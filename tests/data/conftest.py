@@ -241,7 +241,14 @@ def run(
     """Prepare with small defaults; keywords of `DataConfig` and of `prepare` may be mixed."""
 
     def go(path: Any, template: str | None = "chatml", **settings: Any) -> PreparedData:
-        names = ("sequence_length", "validation_fraction", "seed", "answerer", "verifier")
+        names = (
+            "sequence_length",
+            "validation_fraction",
+            "seed",
+            "answerer",
+            "verifier",
+            "progress",
+        )
         given = {name: settings.pop(name) for name in names if name in settings}
         place = str(path) if isinstance(path, Path) else path
         config = DataConfig(**{"name": "rows", "path": place, **settings})
@@ -255,7 +262,7 @@ def run(
             cache_dir=tmp_path / "cache",
             answerer=given.get("answerer"),
             verifier=given.get("verifier", ""),
-            progress=False,
+            progress=given.get("progress", False),
         )
 
     return go

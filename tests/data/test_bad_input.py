@@ -28,6 +28,7 @@ def row(*texts: Any, roles: tuple[str, ...] = ("user", "assistant"), **more: Any
 
 GOOD = [row(f"Question {i}", f"Answer {i}.", id=f"g{i}") for i in range(8)]
 ARRAY = b"[" + b",\n".join(GOOD[:6])
+SHORT = b'{"input_ids": [5, 6, 7], "loss_mask": [0, 0, 1]}\n'  # one supervised token is too few
 
 
 class Case:
@@ -319,7 +320,17 @@ def test_unstable_answers_are_named_as_stopping(tmp_path: Path, check: Callable[
     [
         (lines()[: len(GOOD[0])], "1 distinct conversation(s) cannot be split"),
         (b'{"input_ids": [5, 6], "loss_mask": [1, 1]}\n' * 3, "3 of 3 samples are supervised from"),
+        (
+            b"\n".join(row("same?", "same.", f"q{i}", "a") for i in range(3)),
+            "3 distinct conversation(s), which all begin alike, cannot be split",
+        ),
+        (
+            b'{"input_ids": [5, 6, 7], "loss_mask": [0, 1, 1]}\n'
+            b'{"input_ids": [5, 6, 7, 8, 9], "loss_mask": [0, 0, 0, 1, 1]}\n',
+            "1 distinct conversation(s) cannot be split",
+        ),
     ],
+    ids=["one", "masks", "alike", "tokens"],
 )
 def test_validation_refuses_what_a_preparation_would(
     rows: bytes, said: str, tmp_path: Path, run: Callable[..., PreparedData], check: Any
@@ -330,6 +341,33 @@ def test_validation_refuses_what_a_preparation_would(
         run(path)
     listing, named = check(path)
     assert (named, listing.refusal) == ([], str(caught.value))
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("training", "held_out", "said"),
+    [
+        (lines(), lines(), "data.validation_path: every training row is in it as well"),
+        (lines(), SHORT, "held_out.jsonl: no row is left to use; the first reasons:\n  "),
+        (SHORT, lines(), "rows.jsonl: no row is left to use; the first reasons:\n  "),
+    ],
+    ids=["the same", "nothing held out", "nothing to train on"],
+)
+def test_validation_looks_at_each_side(
+    training: bytes,
+    held_out: bytes,
+    said: str,
+    tmp_path: Path,
+    run: Callable[..., PreparedData],
+    check: Any,
+) -> None:
+    path, other = tmp_path / "rows.jsonl", tmp_path / "held_out.jsonl"
+    path.write_bytes(training)
+    other.write_bytes(held_out)
+    with pytest.raises(DataError) as caught:
+        run(path, validation_path=str(other))
+    listing, _ = check(path, validation_path=str(other))
+    assert (listing.num_stops, listing.refusal) == (0, str(caught.value))
     assert said in str(caught.value)
 
 

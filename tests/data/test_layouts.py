@@ -113,8 +113,19 @@ def test_tools_reach_the_template_as_a_server_would_pass_them() -> None:
     function = {"name": "add", "parameters": {"type": "object"}}
     wrapped = {"type": "function", "function": function}
     other = {"type": "web_search", "name": "search"}
-    given = [function, {"type": "function", **function}, wrapped, other]
-    assert parse(chat(*TWO, tools=given)).tools == [wrapped, wrapped, wrapped, other]
+    given = [
+        function,
+        {"type": "function", **function},
+        wrapped,
+        {"function": function},
+        {"type": None, **function},
+        {"type": None, "function": function},
+        other,
+    ]
+    tools = parse(chat(*TWO, tools=given)).tools or []
+    assert tools == [*[wrapped] * 6, other]
+    # Templates write them as JSON, in this order.
+    assert {tuple(tool) for tool in tools[:6]} == {("type", "function")}
 
 
 @pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
@@ -122,6 +133,13 @@ def test_reasoning_has_one_name(key: str) -> None:
     item = {"role": "assistant", "content": "a", key: "because"}
     row = {"messages": [{"role": "user", "content": "q"}, item]}
     assert parse(row).turns[1].extra == {"reasoning_content": "because"}
+
+
+def test_only_answers_have_reasoning() -> None:
+    asked = {"role": "user", "content": "q", "reasoning": {"effort": "high"}, "thinking": "hm"}
+    item = {"role": "assistant", "content": "a", "reasoning": {"effort": "low"}, "thinking": "so"}
+    user, assistant = parse({"messages": [asked, item]}).turns
+    assert (user.extra, assistant.extra) == ({}, {"reasoning_content": "so"})
 
 
 def test_conversation_id_is_the_row_s_own_or_a_hash_of_the_content() -> None:

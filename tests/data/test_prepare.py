@@ -170,7 +170,8 @@ def test_truncation_is_counted(run: Prepare, write_rows: WriteRows, messages: Me
     cut = run(path)
     assert cut.report.num_truncated == 3
     whole = [len_of(run, path, f"l{i}") for i in range(3)]
-    assert cut.report.num_lost_tokens == sum(length - 64 for length in whole)
+    lost = sum(length - 64 for length in whole)
+    assert cut.report.num_lost_tokens == lost + len_of(run, path, "deep")
     assert cut.report.dropped == {"fewer than 2 supervised tokens after truncation": 1}
     assert cut.report.examples == [
         f"{path}:4: fewer than 2 supervised tokens after truncation: 0",
@@ -280,17 +281,6 @@ def test_answers_longer_than_the_sequence_are_split(
     data = run(write_rows(rows), truncation=Truncation.split)
     assert data.report.num_samples > 20
     assert data.report.num_fully_supervised == 0
-
-
-def test_where_it_lies_is_one_folder_in_the_cache(
-    run: Prepare, write_rows: WriteRows, rows: list[Any], tmp_path: Path
-) -> None:
-    """The name of a hub data set, or of a folder that stands in for one, is a path."""
-    for name in ("ORG/SET-1.5", str(tmp_path / "elsewhere" / "set"), "../..", "x" * 300):
-        folder = run(write_rows(rows), name=name).folder
-        assert folder.parent == tmp_path / "cache" / "prepared"
-    assert run(write_rows(rows), name="ORG/SET-1.5").folder.name.startswith("ORG_SET-1.5-")
-    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_unstable_turns_everywhere_say_what_can_be_done(

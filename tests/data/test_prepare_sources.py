@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from speculators.config.schema import PartConfig
 from speculators.config.schema.data import BadRows, Duplicates
 from speculators.data.prepared import PreparedData
+from speculators.data.regenerate import RegenerationBar
 
 WriteRows = Callable[..., Path]
 Messages = Callable[..., dict[str, Any]]
@@ -117,6 +120,57 @@ def test_prompt_sets_are_part_of_the_identity(
     assert checked.report.dropped == {"holds a prompt of prompts.jsonl": 1}
     write_rows([{"prompt": "Question 4"}], "prompts.jsonl")
     assert not run(path, prompt_sets=str(prompts)).reused
+
+
+def test_where_it_lies_is_one_folder_in_the_cache(
+    run: Prepare, write_rows: WriteRows, rows: list[Any], tmp_path: Path
+) -> None:
+    """The name of a hub data set, or of a folder that stands in for one, is a path."""
+    for name in ("ORG/SET-1.5", str(tmp_path / "elsewhere" / "set"), "../..", "x" * 300):
+        folder = run(write_rows(rows), name=name).folder
+        assert folder.parent == tmp_path / "cache" / "prepared"
+    assert run(write_rows(rows), name="ORG/SET-1.5").folder.name.startswith("ORG_SET-1.5-")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "begins"),
+    [
+        ("\u540d" * 200, "\u540d" * 10),
+        ("ORG/SET", "ORG_SET-"),
+        ("/data/" + "x" * 300, "x" * 80 + "-"),
+        ("a" + "\u00fc" * 100, "\u00fc" * 40 + "-"),
+        ("...", "data-"),
+        ("\u2026", "data-"),
+        ("--x", "x-"),
+    ],
+)
+def test_folder_is_named_after_the_data_whatever_its_name(
+    name: str, begins: str, run: Prepare, write_rows: WriteRows, rows: list[Any]
+) -> None:
+    folder = run(write_rows(rows[:8]), name=name).folder
+    assert folder.name.startswith(begins)
+    assert len(folder.name.encode()) <= 80 + 17
+
+
+def test_a_prompt_set_whose_name_is_no_text(
+    run: Prepare, write_rows: WriteRows, rows: list[Any], tmp_path: Path
+) -> None:
+    prompts = Path(os.fsdecode(bytes(tmp_path / "prompts") + b"\xff.jsonl"))
+    prompts.write_text('{"prompt": "Question 3"}\n')
+    data = run(write_rows(rows), prompt_sets=[str(prompts)])
+    assert data.report.contaminated == {"prompts\ufffd.jsonl": 1}
+    assert "prompts\ufffd.jsonl" in (data.folder / "report.html").read_text("utf-8")
+
+
+def test_progress_is_shown_beside_what_is_printed(
+    run: Prepare, write_rows: WriteRows, rows: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Standard output holds what commands print, whatever it is piped into."""
+    run(write_rows(rows), progress=True)
+    with RegenerationBar(3) as bar:
+        bar.watch(5, over=True)
+    assert capsys.readouterr().out == ""
 
 
 def test_report_files_hold_what_was_found(

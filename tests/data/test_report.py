@@ -124,6 +124,11 @@ def test_nothing_unusual_has_no_remarks() -> None:
             "9 answers have no end-of-turn token: a drafter does not learn from them when to stop; "
             "raise data.regenerate.max_new_tokens",
         ),
+        (
+            {"num_open_turns": 9, "finish_reasons": {"stop": 100}},
+            "9 answers have no end-of-turn token: a drafter does not learn from them when to stop; "
+            "see what the template writes",
+        ),
         ({"num_validation": 40}, "40.0% of the samples validate where 10.0% were asked for"),
         ({"num_duplicates": 30}, "30.0% of the samples repeat an earlier one"),
         ({"num_truncated": 8}, "8.0% of the rows are longer than 64 tokens"),

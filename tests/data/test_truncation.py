@@ -71,6 +71,22 @@ def test_pieces_without_an_answer_are_counted_as_lost() -> None:
     assert (report.dropped, report.num_asked_for) == ({reason: 1}, 1)
 
 
+def test_a_row_of_which_no_piece_teaches_is_one_row_left_out() -> None:
+    samples, report = cut(([0] * 9 + [1]) * 3, Truncation.split)
+    assert samples == []
+    reason = "fewer than 2 supervised tokens in every piece"
+    assert (report.dropped, report.num_asked_for) == ({reason: 1}, 0)
+    assert report.examples == [f"f:3: {reason}: 1"]
+    assert (report.num_truncated, report.num_lost_tokens) == (0, 30)
+
+
+def test_a_row_that_teaches_nothing_after_its_end_is_cut_is_lost_as_a_whole() -> None:
+    samples, report = cut([0] * 12 + [1] * 4, Truncation.keep)
+    assert samples == []
+    assert report.dropped == {"fewer than 2 supervised tokens after truncation": 1}
+    assert (report.num_truncated, report.num_lost_tokens) == (0, 16)
+
+
 @given(st.lists(st.booleans(), min_size=1, max_size=200), st.integers(2, 40))
 def test_pieces_are_the_row(mask: list[bool], limit: int) -> None:
     spans = split_points(np.array(mask), limit)

@@ -279,10 +279,32 @@ def test_a_baseline_that_drafts_and_too_few_turns_are_refused(
     serve: Callable[..., FakeVLLM],
 ) -> None:
     server = serve()
-    with pytest.raises(LaunchError, match=r"baseline_endpoint=http\S+: drafts too"):
+    with pytest.raises(LaunchError, match=r"^evaluation\.baseline_endpoint=http\S+: drafts too"):
         ask(server, config=replace(CONFIG, baseline_endpoint=serve().url))
     with pytest.raises(LaunchError, match="concurrency=9: there are 4 turns to ask only"):
         ask(server, config=replace(CONFIG, concurrency=[1, 9]))
+
+
+def test_a_baseline_of_another_model_and_one_that_fails_are_named(
+    serve: Callable[..., FakeVLLM], engine: Engine
+) -> None:
+    def broken(prompt: Any, longest: int, stops: Any) -> tuple[list[int], list[int]]:
+        return [], []
+
+    other = serve(drafting=Plain(engine), num_draft_tokens=0, model="/models/other")
+    gone = serve(drafting=Plain(engine), num_draft_tokens=0)
+    gone.stop()
+    silent = serve(drafting=broken, num_draft_tokens=0)
+    problems = {
+        other: r"serves /models/other, not .*start the server with `vllm serve VERIFIER`",
+        gone: "Connect",
+        silent: "answer without choices",
+    }
+    server = serve()
+    for baseline, problem in problems.items():
+        line = rf"^evaluation\.baseline_endpoint=http\S+: {problem}"
+        with pytest.raises(LaunchError, match=line):
+            ask(server, config=replace(CONFIG, baseline_endpoint=baseline.url))
 
 
 def test_sampled_answers_are_not_compared(serve: Callable[..., FakeVLLM], engine: Engine) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 
 from speculators.config.composition import compose
 from speculators.config.schema import Config
+from speculators.console import open_console
 from speculators.data.loader import RowLoader
 from speculators.data.types import sample_id_of
 from speculators.errors import ConfigError, HiddenStateOutageError
@@ -164,6 +166,22 @@ def test_extraction_waits_behind_the_limit_and_goes_on(
     assert 0 < kept < everything["samples"]
     rest = extract.run(configured(shared, tmp_path / "small", *online(server)))
     assert rest["samples"] == everything["samples"] - kept
+
+
+def test_that_there_is_no_room_is_said_in_colour(
+    server: FakeVLLM, shared: Path, tmp_path: Path, verifier: Verifier
+) -> None:
+    small = [
+        "hidden_states.max_bytes=1",
+        "extract.max_samples=1",
+        "hidden_states.fetch.outage_timeout_seconds=0.2",
+    ]
+    config = extract.filling(configured(shared, tmp_path, *online(server), *small))
+    screen = io.StringIO()
+    console = open_console(file=screen, force_terminal=True, color_system="standard")
+    with pytest.raises(HiddenStateOutageError):
+        extract.fill_store(config, verifier, prepare_data(config, verifier), console)
+    assert "\x1b[33mnote:\x1b[0m more than the 1 byte there is room for" in screen.getvalue()
 
 
 @pytest.mark.parametrize(

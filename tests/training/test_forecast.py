@@ -45,7 +45,8 @@ def test_the_interval_holds_the_value_measured_at_the_end(
         inside += found.low <= values[-1] <= found.high
         errors.append(found.value - values[-1])
     assert inside / 80 >= 0.87
-    assert abs(float(np.median(errors))) < 0.03 + 3 * noise  # half of it takes another scale
+    early = seen < num_validations / 2  # half of a forecast takes another scale, which counts then
+    assert abs(float(np.median(errors))) < (0.05 + noise if early else 0.02 + 0.6 * noise)
 
 
 def test_later_forecasts_are_sharper() -> None:

@@ -31,6 +31,14 @@ def test_plain_lines_come_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(lines) == 8
 
 
+def test_a_training_line_after_a_validation_keeps_the_order() -> None:
+    screen = io.StringIO()
+    with TrainingProgress(100, 0, open_console(file=screen, width=200)) as shown:
+        for kind, loss in (("train", 3.0), ("validation", 9.0), ("train", 2.0)):
+            shown.show({"kind": kind, "loss": loss})
+    assert "loss 2.000  validation loss 9.000" in screen.getvalue().splitlines()[-1]
+
+
 def test_a_terminal_gets_a_bar() -> None:
     screen = io.StringIO()
     console = open_console(file=screen, width=120, force_terminal=True)
