@@ -20,7 +20,7 @@ from typing import Any
 
 from speculators.data.malformed import MALFORMED, json_detail
 from speculators.data.rows import Origin, RawRow, RowProblem
-from speculators.data.tables import without_filling
+from speculators.data.tables import json_types, without_filling
 from speculators.errors import DataError
 
 SUFFIXES = (".jsonl", ".json", ".ndjson", ".jsonl.gz", ".json.gz", ".ndjson.gz", ".parquet")
@@ -237,9 +237,16 @@ def _batch_rows(batch: Any, file: str, before: int) -> Iterator[RawRow | RowProb
         for place in range(len(batch)):
             yield from _batch_rows(batch.slice(place, 1), file, before + place)
         return
-    columns = dict.fromkeys(batch.schema.names)
+    columns: Any = json_types(batch.schema)
+    kinds = columns or dict.fromkeys(batch.schema.names)
     for number, value in enumerate(values, before + 1):
-        yield RawRow(without_filling(value, columns), Origin(file, number))
+        place = Origin(file, number)
+        try:
+            row = columns.decode_example(value) if columns else value
+        except MALFORMED as error:
+            yield RowProblem(place, "malformed JSON", str(error))
+            continue
+        yield RawRow(without_filling(row, kinds), place)
 
 
 def _parquet_rows(file: Path) -> Iterator[RawRow | RowProblem]:

@@ -29,6 +29,20 @@ def without_filling(row: Any, columns: Mapping[str, Any]) -> Any:
     }
 
 
+def json_types(schema: Any) -> Mapping[str, Any] | None:
+    """Return the types of the columns of a pyarrow schema, if JSON is among them.
+
+    Returns:
+        `datasets.Features`, whose `decode_example` reads the JSON of a row.
+    """
+    if "extension<arrow.json>" not in str(schema):
+        return None
+    import datasets
+
+    # Other types than those of the columns (pictures, say) are said in the metadata.
+    return datasets.Features.from_arrow_schema(schema.remove_metadata())
+
+
 def _emptied(value: Any, kind: Any, inside: bool) -> Any:
     if type(kind).__name__ == "Json":
         return value

@@ -229,7 +229,7 @@ def test_tables_add_nothing_to_calls(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(datasets, "Json"), reason="datasets without a JSON type")
 @pytest.mark.usefixtures("_hub_cache")
-@pytest.mark.parametrize("kind", ["saved", "hub", "stream"])
+@pytest.mark.parametrize("kind", ["saved", "hub", "stream", "parquet"])
 def test_fields_beside_json_are_filled_and_json_is_not(kind: str, tmp_path: Path) -> None:
     """Null is a value inside JSON, and a filling in the fields of one type around it."""
     text = datasets.Value("string")
@@ -260,6 +260,7 @@ def test_fields_beside_json_are_filled_and_json_is_not(kind: str, tmp_path: Path
     table.save_to_disk(str(tmp_path / "saved"))
     settings = {
         "saved": {"path": str(tmp_path / "saved")},
+        "parquet": {"path": str(tmp_path / "set" / "train.parquet")},
         "hub": {"hub_id": str(tmp_path / "set")},
         "stream": {"hub_id": str(tmp_path / "set"), "streaming": True},
     }[kind]
@@ -268,6 +269,27 @@ def test_fields_beside_json_are_filled_and_json_is_not(kind: str, tmp_path: Path
     assert [tool["function"] for item in read for tool in item.tools or ()] == definitions
     called = [item.turns[1].extra["tool_calls"][0]["function"]["arguments"] for item in read]
     assert called == arguments
+
+
+@pytest.mark.skipif(not hasattr(datasets, "Json"), reason="datasets without a JSON type")
+def test_turns_that_a_table_keeps_as_json(tmp_path: Path, messages: Messages) -> None:
+    """What `datasets` makes of JSON Lines whose turns have different fields."""
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    file = tmp_path / "rows.parquet"
+    features = datasets.Features({"messages": datasets.List(datasets.Json())})
+    row = {"messages": messages("q", "a")["messages"]}
+    table = datasets.Dataset.from_list([row] * 3, features=features)
+    table.to_parquet(str(file))
+    items = [found.item for found in opened(path=str(file)).rows() if isinstance(found, Record)]
+    read = [item.turns[1].content for item in items if isinstance(item, Conversation)]
+    assert read == ["a"] * 3
+    kept = pa.ListArray.from_arrays(pa.array([0, 1], pa.int32()), pa.array(["{"], pa.json_()))
+    parquet.write_table(pa.table({"messages": kept}), file)
+    (problem,) = opened(path=str(file)).rows()
+    assert isinstance(problem, RowProblem)
+    assert str(problem).startswith(f"{file}:1: malformed JSON: ")
 
 
 def test_generated_conversations() -> None:
