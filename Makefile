@@ -53,19 +53,20 @@ clean:  ## the environments and caches; runs in outputs stay
 	rm -rf $(VENV) .venv-vllm .pytest_cache .ruff_cache .hypothesis dist build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The stamps make a second call instant; a changed pyproject.toml installs again.
+# The stamps make a second call instant; a changed pyproject.toml installs again. Bytecode is left to
+# the first import: most of what is installed is never imported, and compiling it all takes longer.
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV): a few minutes the first time"
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --no-compile --editable .
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[dev]'
 	touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed-dev
-	$(BIN)/python -m pip install --quiet --editable '.[docs,notebooks]'
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[docs,notebooks]'
 	touch $@
 
 $(VLLM_VENV)/bin/vllm:

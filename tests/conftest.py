@@ -49,7 +49,10 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-_TESTED_ELSEWHERE = {"launch", "sweep", "doctor", "plan", "test_families.py", "test_overfitting.py"}
+_TESTED_ELSEWHERE = {
+    *("launch", "sweep", "doctor", "plan"),
+    *("test_families.py", "test_overfitting.py", "test_real_models.py", "test_resume_exact.py"),
+}
 """Folders and files of tests that run whole parts of the product."""
 
 

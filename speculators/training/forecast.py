@@ -29,7 +29,7 @@ _EXPONENTS = np.geomspace(0.05, 3.0, 50)
 _FIRST_SHARE = 0.1  # points before this share of the present step are the start, no power law yet
 _LEAST_NOISE = 2e-3  # a drafter's acceptance is never known better, however well few points fit
 _MARGIN = 0.01  # of what lies between 1 and the longest
-_GRID = 2001
+_GRID = 1001
 _LEVELS = (0.025, 0.5, 0.975)
 
 

@@ -207,6 +207,7 @@ def certified(run_folder: Path, to: Path, **changes: Any) -> Path:
     return to
 
 
+@pytest.mark.slow
 def test_what_the_doctor_found_wrong_is_not_uploaded_unless_asked_for(
     run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -208,6 +208,7 @@ def test_a_killed_trainer_goes_on_with_the_same_losses(
         load_file(path)
 
 
+@pytest.mark.slow
 @proves(
     "while training: two trainers on one store, which holds a third of what they need",
     "every loss of both equals that of an undisturbed run",

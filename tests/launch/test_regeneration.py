@@ -211,6 +211,7 @@ def _prompt(line: str) -> list[int]:
     return row["input_ids"][: row["loss_mask"].index(1)]
 
 
+@pytest.mark.slow
 def test_a_killed_start_loses_only_what_was_under_way(
     server: FakeVLLM, shared: Path, tmp_path: Path, undisturbed: Any
 ) -> None:
