@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, fields
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +100,7 @@ def load_run_config(path: str | Path) -> Config:
 
 def to_yaml(config: Config) -> str:
     """Write a configuration as YAML, every value resolved, in the order of the schema."""
-    return OmegaConf.to_yaml(OmegaConf.create(_written(asdict(config))))
+    return OmegaConf.to_yaml(OmegaConf.create(literal(asdict(config))))
 
 
 def run_file(config: Config, stem: str = "resolved") -> str:
@@ -125,19 +124,6 @@ def one_line(error: BaseException) -> str:
     noise = ("full_key:", "object_type=", "reference_type=")
     message = " ".join(part for part in lines if not part.startswith(noise))
     return ": ".join([*(key for key in keys[:1] if key), message])
-
-
-def _written(value: Any) -> Any:
-    """Return a value as the file is to hold it, where `${` in a name is no interpolation."""
-    if isinstance(value, Enum):
-        return value.name
-    if isinstance(value, str):
-        return literal(value)
-    if isinstance(value, list | tuple):
-        return [_written(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _written(item) for key, item in value.items()}
-    return value
 
 
 def _make_absolute(config: Config) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import types
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
-from pathlib import PurePath
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
@@ -70,24 +69,13 @@ def _value(
     schema: DictConfig, name: str, value: Any, key: str, hint: Any, problems: list[str]
 ) -> Any:
     try:
-        schema[name] = _as_it_is(value)
+        schema[name] = literal(value)
         taken = schema[name]
     except OmegaConfBaseException:
         wanted = "plain: text, numbers, lists, mappings" if hint is Any else describe(hint)
         problems.append(line(key, value, f"must be {wanted}"))
         return value
     return OmegaConf.to_object(taken) if OmegaConf.is_config(taken) else taken
-
-
-def _as_it_is(value: Any) -> Any:
-    """Return a value in which nothing is replaced when it is read."""
-    if isinstance(value, str | PurePath):
-        return literal(str(value))
-    if isinstance(value, list | tuple):
-        return [_as_it_is(item) for item in value]
-    if isinstance(value, Mapping):
-        return {item: _as_it_is(below) for item, below in value.items()}
-    return value
 
 
 def _without_null(hint: Any) -> Any:

@@ -9,9 +9,10 @@ import re
 import shlex
 import textwrap
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import is_dataclass
 from enum import Enum
+from pathlib import PurePath
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 _SIMPLE = {
@@ -60,9 +61,19 @@ def quoted(value: str) -> str:
     return f"'{value}'"
 
 
-def literal(value: str) -> str:
-    """Return a text that OmegaConf reads as it is, also where it looks like an interpolation."""
-    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+def literal(value: Any) -> Any:
+    """Return a value in which OmegaConf replaces nothing, also where an interpolation seems to be.
+
+    Args:
+        value: text, a path (which becomes text), lists and mappings of them, anything else.
+    """
+    if isinstance(value, str | PurePath):
+        return re.sub(r"(\\*)\$\{", r"\1\1\\${", str(value))
+    if isinstance(value, list | tuple):
+        return [literal(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: literal(item) for key, item in value.items()}
+    return value
 
 
 def describe(hint: Any) -> str:
