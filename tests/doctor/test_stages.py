@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from algorithms.test_every_algorithm import every
 from doctor.patient import REDUCED, checkpoint, drafter, in_training
@@ -36,6 +37,15 @@ def test_nothing_differs_where_nothing_is_wrong(
     read = examine(checkpoint(built, tmp_path / "later", dtype))
     assert named(read, Verdict.failed) == set()
     assert named(read, Verdict.unchecked) == {"engine"}
+
+
+@every
+def test_bfloat16_training_of_a_float32_verifier_differs_nowhere(name: str) -> None:
+    """As on an accelerator: training in bf16, the verifier as it was stored."""
+    subject = in_training(drafter(name, None))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = examine(subject)
+    assert named(found, Verdict.failed) == set()
 
 
 def test_no_stage_is_without_a_planted_fault() -> None:

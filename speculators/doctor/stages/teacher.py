@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from speculators.doctor.causes import NORMED_LAST_STATE, WRONG_TEACHER
 from speculators.doctor.finding import Finding, Stage
 from speculators.doctor.recording import sketch, sketch_of
@@ -24,7 +26,9 @@ def check(subject: Subject) -> Finding:
     for number, (probe, own) in enumerate(zip(subject.probes, subject.own_streams, strict=True)):
         last = probe.states.last
         allowed = _EXACT if tolerance(last.dtype) < _EXACT else _COARSE
-        logits = subject.head.logits(last)
+        # Training may run in bf16; the verifier's own logits come from its own number format.
+        with torch.autocast(last.device.type, enabled=False):
+            logits = subject.head.logits(last)
         measured = relative_difference(logits, own.logits)
         if not measured <= allowed:
             normed = relative_difference(last, own.normed) <= tolerance(last.dtype)
