@@ -51,6 +51,11 @@ def fused(on: bool) -> Iterator[None]:
         _fusing = before
 
 
+def is_fusing() -> bool:
+    """Whether regions are being compiled."""
+    return _fusing
+
+
 def compile_counted(function: Callable[P, R], **options: Any) -> Callable[P, R]:
     """Return `torch.compile(function, **options)`, whose graphs are counted."""
     return torch.compile(function, backend=_counting_backend, **options)

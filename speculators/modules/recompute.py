@@ -8,6 +8,8 @@ from typing import ParamSpec, TypeVar, cast
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from speculators.modules.compiling import fused, is_fusing
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -23,5 +25,11 @@ def recomputed(on: bool, function: Callable[P, R], *values: P.args, **options: P
     """
     if not (on and torch.is_grad_enabled()):
         return function(*values, **options)
-    again = checkpoint(function, *values, use_reentrant=False, preserve_rng_state=False, **options)
+    fusing = is_fusing()  # what is computed again must be what was computed, compiled or not
+
+    def compute(*values: P.args, **options: P.kwargs) -> R:
+        with fused(fusing):
+            return function(*values, **options)
+
+    again = checkpoint(compute, *values, use_reentrant=False, preserve_rng_state=False, **options)
     return cast(R, again)

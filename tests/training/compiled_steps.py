@@ -17,20 +17,24 @@ from speculators.algorithms.base import StepContext
 from speculators.modules.compiling import compiler_problem, fused, num_graphs
 
 
-def main(name: str) -> None:
-    """Compare losses and gradients over rows of several shapes."""
+def main(name: str, again: str) -> None:
+    """Compare losses and gradients over rows of several shapes.
+
+    The backward pass lies outside of what is fused, as in a trainer's step.
+    """
     torch.set_num_threads(1)
     if (problem := compiler_problem(torch.device("cpu"))) is not None:
         json.dump(problem, sys.stdout)
         return
-    drafter, found = build(name, num_layers=3), []
+    drafter = build(name, num_layers=3, activation_checkpointing=again == "recompute")
+    found = []
     for step, lengths in enumerate([(24, 16), (30,), (17, 9, 12)]):
         seen = []
         for on in (False, True):
             drafter.zero_grad()
             with fused(on):
                 output = drafter.compute_loss(make_batch(lengths), teacher(), StepContext(0, step))
-                output.loss_sum.backward()
+            output.loss_sum.backward()
             gradients = [p.grad.flatten() for p in drafter.parameters() if p.grad is not None]
             seen.append((float(output.loss_sum.detach()), torch.cat(gradients)))
         (plain, expected), (loss, gradient) = seen
@@ -40,4 +44,4 @@ def main(name: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -19,11 +19,12 @@ TESTS = Path(__file__).parents[1]
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("again", ["keep", "recompute"])
 @pytest.mark.parametrize("name", ["dflash", "eagle3", "peagle"])
-def test_compiled_steps_are_the_same_and_shapes_cost_no_graph(name: str) -> None:
+def test_compiled_steps_are_the_same_and_shapes_cost_no_graph(name: str, again: str) -> None:
     path = os.pathsep.join(map(str, (TESTS, TESTS.parent)))
     done = subprocess.run(
-        [sys.executable, "-m", "training.compiled_steps", name],
+        [sys.executable, "-m", "training.compiled_steps", name, again],
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
