@@ -7,6 +7,7 @@ imports torch, so it also works below any sweep launcher.
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -20,8 +21,6 @@ from speculators.config.loading import to_yaml
 from speculators.config.schema import Config
 from speculators.errors import LaunchError, SpeculatorsError
 from speculators.launch.handover import Handover
-
-_TERMINATED = 128 + signal.SIGTERM
 
 
 class WorkerError(SpeculatorsError):
@@ -46,9 +45,15 @@ def run(config: Config, argv: Sequence[str] = ()) -> dict[str, Any]:
     """
     handover = Handover(Path(config.output_dir))
     handover.write(to_yaml(config), argv)
-    status = _wait(_command(config, handover.folder), _environment(config))
+    status, stopped = _wait(_command(config, handover.folder), _environment(config))
     if (found := handover.first_error()) is not None:
         raise WorkerError(*found)
+    if status != 0 and stopped is not None:
+        raise WorkerError(
+            f"stopped by {signal.Signals(stopped).name}, with nothing to save or no time for it; "
+            "the same command goes on from the newest checkpoint, if there is one",
+            128 + stopped,
+        )
     if status != 0:
         raise LaunchError(
             f"launcher={config.launcher.name}: the processes ended with status {status} and no "
@@ -72,22 +77,33 @@ def _command(config: Config, folder: Path) -> list[str]:
 
 
 def _environment(config: Config) -> dict[str, str]:
-    """Share the processor's cores out, unless that has been decided."""
+    """Share the processor's cores out, and give a signal time, unless that has been decided."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = config.num_threads or max(1, (cores or 1) // config.launcher.num_processes)
-    return {"OMP_NUM_THREADS": str(threads), **os.environ}
+    grace = str(math.ceil(config.launcher.timeout_seconds))
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": grace,  # torch 2.12 and newer
+        **os.environ,
+    }
 
 
-def _wait(command: Sequence[str], environment: dict[str, str]) -> int:
-    """Run to the end; signals go on to the workers, which save and stop by themselves."""
+def _wait(command: Sequence[str], environment: dict[str, str]) -> tuple[int, int | None]:
+    """Run to the end; signals go on to the workers, which save and stop by themselves.
+
+    Returns the exit status, and the first signal that came.
+    """
     process = subprocess.Popen(command, env=environment)
+    stopped: int | None = None
 
     def forward(number: int, frame: FrameType | None) -> None:
+        nonlocal stopped
+        stopped = stopped or number
         process.send_signal(number)
 
     previous = {number: _handle(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        return process.wait()
+        return process.wait(), stopped
     finally:
         if process.poll() is None:
             process.terminate()

@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from speculators.config.loading import load_run_config
 from speculators.config.schema import Config
 from speculators.errors import SpeculatorsError
 from speculators.launch import train
+from speculators.launch.agent import SIGNALS
 from speculators.launch.handover import ARGV_FILE, CONFIG_FILE, Handover
 from speculators.launch.verifier_stage import choose_device
 from speculators.training.ranks import Ranks
@@ -25,6 +27,7 @@ _WITHOUT_END = datetime.timedelta(days=365)
 
 def main(folder: Path) -> int:
     """Join the other processes, train, and return the exit status."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     rank = int(os.environ["RANK"])
     try:
         config = load_run_config(folder / CONFIG_FILE)

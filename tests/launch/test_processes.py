@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from speculators.config.composition import compose
 from speculators.launch.handover import Handover
+from speculators.launch.processes import _environment
 
 ROOT = Path(__file__).parents[2]
 SMALL = (
@@ -52,6 +54,46 @@ def test_the_first_rank_that_reported_is_heard(tmp_path: Path) -> None:
     assert handover.first_error() == ("first", 4)
     handover.write("a: 1\n", [])
     assert handover.first_error() is None
+
+
+STUBBORN = """
+import signal, sys, time
+from pathlib import Path
+from speculators.launch.agent import SIGNALS
+signal.signal(signal.SIGTERM, lambda number, frame: None)
+signal.signal(signal.SIGINT, lambda number, frame: None)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+Path("ready").touch()
+end = time.monotonic() + 4
+while time.monotonic() < end:
+    time.sleep(0.1)
+Path("saved").touch()
+sys.exit(143)
+"""
+
+
+def test_workers_have_time_whoever_repeats_a_signal(tmp_path: Path) -> None:
+    """Left to itself, torchrun dies of a third signal and leaves its workers behind."""
+    (tmp_path / "stubborn.py").write_text(STUBBORN)
+    agent = subprocess.Popen(
+        [sys.executable, "-m", "speculators.launch.agent", "--standalone", "--module", "stubborn"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"},
+        stderr=subprocess.DEVNULL,
+    )
+    while agent.poll() is None and not (tmp_path / "ready").exists():
+        time.sleep(0.05)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+        agent.send_signal(number)
+        time.sleep(0.3)
+    assert agent.poll() is None
+    assert agent.wait(timeout=60) == 128 + signal.SIGINT
+    assert (tmp_path / "saved").exists()
+
+
+def test_a_signal_has_as_much_time_as_a_gradient() -> None:
+    config = compose("train", ["launcher=ddp", "launcher.timeout_seconds=77.5"])
+    assert _environment(config)["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "78"
 
 
 def test_torchrun_is_told_what_to_type(tmp_path: Path) -> None:
@@ -123,7 +165,9 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
     )
     while process.poll() is None and not (folder / "metrics.jsonl").exists():
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
+    for _ in range(4):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.05)
     _, text = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM, text
     assert b"error: stopped by SIGTERM after step" in text

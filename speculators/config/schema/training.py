@@ -149,7 +149,8 @@ class LauncherConfig:
     stall_seconds: float | None = 600.0
     """A process that is at one thing for so long is named, with the samples it has; null: never."""
     timeout_seconds: float = 1800.0
-    """Processes that wait for each other's gradients for so long give up."""
+    """Processes that wait for each other's gradients for so long give up; and so long they may take
+    to finish their step and save once a signal came."""
 
     @property
     def starts_processes(self) -> bool:
