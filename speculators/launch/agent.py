@@ -3,8 +3,8 @@
 Arguments are those of `torch.distributed.run`. A failed worker has reported why, so the agent adds
 nothing; it ends the other workers and exits with a status that is not 0.
 
-A signal goes on to the workers once, and then there is time for the step and its checkpoint. Left to
-itself the agent kills them after 30 s, and dies of a third signal without them: one key press
+A signal goes on to the workers once, and then there is time for the step and its checkpoint. Left
+to itself the agent kills them after 30 s, and dies of a third signal without them: one key press
 brings two, and Slurm signals every process.
 """
 
@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
-
 
 SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
 """What asks a run to stop. Blocked in the agent, and so in workers until they unblock them."""
