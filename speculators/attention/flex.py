@@ -17,6 +17,8 @@ from speculators.modules.compiling import compile_counted
 from speculators.modules.parts import part
 
 _MOST_SHAPES = 128
+_NARROWEST = 16
+"""Head sizes below this are none a GPU's matrix units take."""
 
 
 @part("attention")
@@ -39,15 +41,19 @@ def flex_block_attention(
         _heads_first(torch.cat([k_context, k_block.flatten(0, 1)]), keys),
         _heads_first(torch.cat([v_context, v_block.flatten(0, 1)]), keys),
         block_mask=mask,
+        scale=q.shape[-1] ** -0.5,
         enable_gqa=q.shape[2] != k_context.shape[1],
     )
-    return out[0].transpose(0, 1)[: q.shape[0] * q.shape[1]].reshape(q.shape)
+    out = out[0].transpose(0, 1)[: q.shape[0] * q.shape[1], :, : q.shape[-1]]
+    return out.reshape(q.shape)
 
 
 def _heads_first(x: Tensor, length: int) -> Tensor:
     """Fill up with zeros, and bring heads before tokens."""
     if length > x.shape[0]:
         x = torch.cat([x, x.new_zeros(length - x.shape[0], *x.shape[1:])])
+    if x.shape[-1] < _NARROWEST:  # zeros change no score
+        x = torch.nn.functional.pad(x, (0, _NARROWEST - x.shape[-1]))
     return x.transpose(0, 1)[None]
 
 

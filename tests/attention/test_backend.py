@@ -57,14 +57,28 @@ def test_rows_with_any_number_of_blocks_are_one_shape_to_the_kernel(
     assert len(shapes) == 1
 
 
+@pytest.mark.usefixtures("_flex_without_tracing")
+def test_heads_too_narrow_for_a_gpu_are_widened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its kernels refuse heads of less than 16; small models have some."""
+    widths, kernel = set(), flex._kernel("cpu")
+
+    def noting(*tensors: torch.Tensor, **options: Any) -> torch.Tensor:
+        widths.update(x.shape[-1] for x in tensors)
+        return kernel(*tensors, **options)
+
+    monkeypatch.setattr(flex, "_kernel", lambda _: noting)
+    _compare(1, MaskRule(), dim=8)
+    assert widths == {16}
+
+
 @pytest.mark.slow
 def test_traced_flex_equals_sdpa() -> None:
     _compare(1, MaskRule(window=4, causal=True))
 
 
-def _compare(seed: int, rule: MaskRule) -> None:
+def _compare(seed: int, rule: MaskRule, dim: int = 16) -> None:
     layout = random_layout(seed, max_tokens=300)
-    inputs = random_inputs(layout, heads=4, kv_heads=2, dim=16, dtype=torch.float32)
+    inputs = random_inputs(layout, heads=4, kv_heads=2, dim=dim, dtype=torch.float32)
     q, kc, vc, kb, vb = (x.detach() for x in inputs)
     out = []
     with torch.no_grad():
