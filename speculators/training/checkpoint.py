@@ -201,7 +201,8 @@ def _save(path: Path, content: Any) -> None:
         torch.save(content, path)
     except RuntimeError as error:  # torch reports a full disk this way
         raise CheckpointError(
-            f"{path.name}: cannot be written: {str(error).splitlines()[0]}"
+            f"{path.name}: cannot be written, the disk may be full (torch: "
+            f"{str(error).splitlines()[0]}); make room or choose another output_dir and start again"
         ) from error
 
 

@@ -21,6 +21,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import (
     HuggingFaceStorageReader,
     HuggingFaceStorageWriter,
@@ -42,6 +43,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from speculators.algorithms.base import Drafter
 from speculators.config.schema import LauncherConfig
+from speculators.errors import CheckpointError
 from speculators.training.ranks import Ranks
 
 _BUCKET_BYTES = 64 * 2**20
@@ -72,7 +74,8 @@ class Spread(Protocol):
 
         Returns:
             To be called once, by every process and from any thread: gives the main process the
-            copy, of whole tensors on the host, and the others None.
+            copy, of whole tensors on the host, and the others None. It raises a `CheckpointError`
+            in all of them when one could not hand its part over.
         """
         ...
 
@@ -210,7 +213,12 @@ class Sharded:
         assert isinstance(written, Future)
 
         def whole() -> dict[str, Any] | None:
-            written.result()
+            try:
+                written.result()
+            except CheckpointException as error:  # of any process; every one hears of it
+                if self._ranks.is_main:
+                    shutil.rmtree(aside, ignore_errors=True)
+                raise CheckpointError(_unwritten(aside, error)) from error
             if not self._ranks.is_main:
                 return None
             found = {key: torch.empty(shape, dtype=kind) for key, (shape, kind) in shapes.items()}
@@ -265,6 +273,14 @@ def new_stager(device: torch.device) -> DefaultStager:
             use_async_staging=False,
             use_non_blocking_copy=pinned,
         )
+    )
+
+
+def _unwritten(aside: Path, error: CheckpointException) -> str:
+    rank, (reason, _) = next(iter(sorted(error.failures.items())))
+    return (
+        f"{aside.parent}: rank {rank} cannot write its part of a checkpoint: {reason}; nothing "
+        "half-written was left, make room or choose another output_dir and start again"
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.checkpoint import filesystem
 from torch.multiprocessing.spawn import ProcessExitedException
 from torch.utils._pytree import tree_flatten
 
@@ -91,6 +92,36 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run(
     assert names(tmp_path / "checkpoints") == ["0", "checkpoint_best", "step-3"]
     monkeypatch.setattr(checkpoint, "_save", save)
     assert toy_trainer(tmp_path, config).fit().steps == 40
+
+
+def train_where_one_disk_is_full(ranks: Ranks, config: Config) -> None:
+    """One process of a run; the second has no room for its part of `step-2`."""
+    write = filesystem._write_files_from_queue
+
+    def full(*args: Any, **options: Any) -> None:
+        if ranks.rank == 1 and Path(config.output_dir, "checkpoints", "step-1").exists():
+            raise OSError(28, "No space left on device")
+        write(*args, **options)
+
+    filesystem._write_files_from_queue = full
+    with pytest.raises(CheckpointError) as error:
+        train(ranks, config)
+    Path(config.output_dir, f"said-{ranks.rank}").write_text(str(error.value))
+
+
+def test_every_rank_says_which_one_could_not_write_its_part(tmp_path: Path) -> None:
+    run_distributed(
+        train_where_one_disk_is_full, 2, sharded(tmp_path, checkpoint_every_steps=1, max_steps=9)
+    )
+    root = tmp_path / "checkpoints"
+    for rank in range(2):
+        assert (tmp_path / f"said-{rank}").read_text() == (
+            f"{root}: rank 1 cannot write its part of a checkpoint: [Errno 28] No space left on "
+            "device; nothing half-written was left, make room or choose another output_dir and "
+            "start again"
+        )
+    assert names(root) == ["checkpoint_best", "step-1"]
+    run_distributed(train, 2, sharded(tmp_path, checkpoint_every_steps=1, max_steps=9))
 
 
 def sharded(folder: Path, launcher: str = "fsdp", **training: Any) -> Config:
