@@ -3,10 +3,14 @@
 Every query sees two ranges of keys: tokens of its context, and slots of its block. Which tiles of
 the query x key grid are touched or covered follows from these bounds alone. Work and memory grow
 with queries + tiles; the grid itself (805 million entries at 8,192 tokens and 3,072 blocks of 8)
-never exists.
+never exists. Inside a tile that is visible in part the kernel compares keys with the same bounds:
+four comparisons an entry whatever the rule, so that all rules share one kernel.
 """
 
 from __future__ import annotations
+
+import inspect
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
@@ -14,27 +18,35 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from speculators.attention.layout import BlockLayout, MaskRule
-from speculators.attention.masks import MaskMod, anchored_block_mask
+from speculators.attention.masks import MaskMod
 from speculators.modules.transfer import send
 
 TILE = 128
 
 
+class KeyRanges(NamedTuple):
+    """The keys every query sees, as two half-open ranges; a range may be empty (first >= end)."""
+
+    context_first: Int[Tensor, "query"]
+    context_end: Int[Tensor, "query"]
+    own_first: Int[Tensor, "query"]
+    own_end: Int[Tensor, "query"]
+
+
 def block_mask(
-    layout: BlockLayout,
-    rule: MaskRule,
-    device: torch.device | str = "cpu",
-    mask_mod: MaskMod | None = None,
+    layout: BlockLayout, rule: MaskRule, device: torch.device | str = "cpu"
 ) -> BlockMask:
     """Return what `create_block_mask(anchored_block_mask(layout, rule), ...)` returns.
+
+    Its predicate is another one that says the same of every query and key, see `range_mask`.
 
     Args:
         layout: blocks of a packed row, on the host.
         rule: window and causality.
         device: where the mask is used.
-        mask_mod: the predicate for partly visible tiles, if it exists already.
     """
-    partial, full = tile_grids(layout, rule)
+    ranges = key_ranges(layout, rule)
+    partial, full = tile_grids(ranges, layout.sequence_length + layout.num_slots)
     partial_count, partial_tiles = _ordered(partial)
     full_count, full_tiles = _ordered(full)
     return BlockMask.from_kv_blocks(
@@ -43,24 +55,40 @@ def block_mask(
         send(full_count, device),
         send(full_tiles, device),
         BLOCK_SIZE=TILE,
-        mask_mod=mask_mod or anchored_block_mask(layout.to(device), rule),
+        mask_mod=range_mask(KeyRanges(*(send(bound.int(), device) for bound in ranges))),
         seq_lengths=(layout.num_queries, layout.sequence_length + layout.num_slots),
     )
 
 
-def tile_grids(
-    layout: BlockLayout, rule: MaskRule
-) -> tuple[Bool[Tensor, "query_tile key_tile"], Bool[Tensor, "query_tile key_tile"]]:
-    """Return the tiles that are visible in part, and those visible as a whole."""
+def key_ranges(layout: BlockLayout, rule: MaskRule) -> KeyRanges:
+    """Return the keys each query sees, numbered as `BlockLayout` says."""
     first, end = layout.context_bounds(rule)
     own_first, own_end = layout.slot_bounds(rule)
     own = layout.sequence_length + layout.block_size * torch.arange(layout.num_blocks)[:, None]
-    starts = torch.cat([first.flatten(), (own + own_first).flatten()])
-    ends = torch.cat([end[:, None].expand_as(first).flatten(), (own + own_end).flatten()])
-    query_tile = (torch.arange(layout.num_queries) // TILE).repeat(2)
+    ranges = (first, end[:, None].expand_as(first), own + own_first, own + own_end)
+    return KeyRanges(*(bound.flatten() for bound in ranges))
 
-    queries, keys = layout.num_queries, layout.sequence_length + layout.num_slots
-    shape = (-(-queries // TILE), -(-keys // TILE))
+
+def range_mask(ranges: KeyRanges) -> MaskMod:
+    """Return a FlexAttention `mask_mod` that compares keys with bounds (batch, head ignored)."""
+    context_first, context_end, own_first, own_end = ranges
+
+    def in_ranges(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        context = (key >= context_first[query]) & (key < context_end[query])
+        return context | ((key >= own_first[query]) & (key < own_end[query]))
+
+    return inspect.unwrap(in_ranges)  # FlexAttention traces plain functions, no decorated ones
+
+
+def tile_grids(
+    ranges: KeyRanges, num_keys: int
+) -> tuple[Bool[Tensor, "query_tile key_tile"], Bool[Tensor, "query_tile key_tile"]]:
+    """Return the tiles that are visible in part, and those visible as a whole."""
+    starts = torch.cat([ranges.context_first, ranges.own_first])
+    ends = torch.cat([ranges.context_end, ranges.own_end])
+    num_queries = len(ranges.own_end)
+    query_tile = (torch.arange(num_queries) // TILE).repeat(2)
+    shape = (-(-num_queries // TILE), -(-num_keys // TILE))
     empty = ends <= starts
     touched = _count(query_tile, starts // TILE, torch.where(empty, 0, -(-ends // TILE)), shape)
     covered = _count(query_tile, -(-starts // TILE), ends // TILE, shape)

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from speculators.modules.compiling import region
 from speculators.modules.gemm import matmul_t, pad_rows
 
 _LOG2E = math.log2(math.e)
@@ -79,9 +80,9 @@ def expectation(
     parts = []
     with torch.no_grad():
         for _, x in _row_tiles(states):
-            running = _Running(x, values.shape[1])
+            running = _Running(x, values.shape[1], softcap)
             for tile in _vocab_tiles(x, keys):
-                running.add(_logits(x, keys[tile], softcap), values[tile], entropy=True)
+                running.add(matmul_t(x, keys[tile]), values[tile], entropy=True)
             parts.append(running.moments())
     return Expectation(*(torch.cat(part)[: len(states)] for part in zip(*parts, strict=True)))
 
@@ -115,13 +116,13 @@ class _PartitionFunction(torch.autograd.Function):
             running = _Running(x, head.shape[1] if wanted else 0)
             pick = _Pick(labels, rows, x)
             for tile in _vocab_tiles(x, head):
-                logits = _logits(x, head[tile], None)
+                logits = matmul_t(x, head[tile])
                 pick.look(logits, tile)
                 running.add(logits, head[tile] if wanted else None, start=tile.start)
             logits_of.append((running.log_partition(), pick.found, running.token))
             means.append(running.mean / running.total[:, None])
         out = [torch.cat(part)[: len(hidden)] for part in zip(*logits_of, strict=True)]
-        label_logit = torch.where(labels >= 0, out[1] * _LN2, 0)
+        label_logit = torch.where(labels >= 0, out[1], 0)
         if wanted:
             ctx.save_for_backward(torch.cat(means)[: len(hidden)], head, labels)
             ctx.number_format = hidden.dtype
@@ -138,49 +139,34 @@ class _PartitionFunction(torch.autograd.Function):
 
 
 class _Running:
-    """Softmax of a tile of rows over the vocabulary tiles seen so far; logits in base 2.
+    """Softmax of a tile of rows over the vocabulary tiles seen so far.
 
-    Weights are 2^(logit - top), not normalised; `top` is the largest logit so far.
+    Weights are 2^(logit - top), not normalised; `top` is the largest logit so far, in base 2.
     """
 
-    def __init__(self, x: Tensor, width: int) -> None:
+    def __init__(self, x: Tensor, width: int, softcap: float | None = None) -> None:
         wide = _wide(x.dtype)
         self.top = torch.full((len(x),), -1e30, dtype=wide, device=x.device)
         self.token = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         self.total = torch.zeros_like(self.top)
         self.cross = torch.zeros_like(self.top)
         self.mean = torch.zeros(len(x), width, dtype=wide, device=x.device)
+        self.softcap = softcap
 
     def add(
-        self,
-        logits: Tensor,
-        values: Tensor | None,
-        *,
-        start: int | None = None,
-        entropy: bool = False,
+        self, logits: Tensor, values: Tensor | None, *, start: int = 0, entropy: bool = False
     ) -> None:
-        """Take in a vocabulary tile; `logits` (base 2, `row tile`) are overwritten.
-
-        With `start`, the tile's first token, `token` follows the largest logit.
-        """
-        if start is None:
-            here = logits.amax(-1)
-        else:
-            here, index = top_entries(logits)
-            self.token = torch.where(here > self.top, index + start, self.token)
-        top = torch.maximum(self.top, here)
-        step = self.top - top
-        shrink = step.exp2()
-        logits.sub_(top[:, None])
-        weights = logits.exp2() if entropy else logits.exp2_()
-        if entropy:
-            self.cross = (self.cross + step * self.total) * shrink
-            self.cross += torch.linalg.vecdot(weights, logits)
-        self.total = self.total * shrink + weights.sum(-1)
-        self.top = top
+        """Take in the vocabulary tile from token `start`; `logits` may be overwritten."""
+        kind = logits.dtype if values is None else values.dtype
+        seen = _absorb(logits, self.top, self.total, self.softcap, kind, entropy)
+        self.token = torch.where(seen.top > self.top, seen.index + start, self.token)
+        if seen.cross is not None:
+            step = self.top - seen.top
+            self.cross = (self.cross + step * self.total) * step.exp2() + seen.cross
         if values is not None:
-            part = matmul_t(weights.to(values.dtype), values.T)
-            self.mean.mul_(shrink[:, None]).add_(part)
+            part = matmul_t(seen.weights, values.T)
+            self.mean.mul_((self.top - seen.top).exp2()[:, None]).add_(part)
+        self.top, self.total = seen.top, seen.total
 
     def log_partition(self) -> Tensor:
         """Return log sum exp, natural."""
@@ -190,6 +176,42 @@ class _Running:
         """Return the mean of the values, and sum p log p."""
         negative_entropy = (self.cross / self.total - self.total.log2()) * _LN2
         return self.mean / self.total[:, None], negative_entropy
+
+
+class _Seen(NamedTuple):
+    """What one more tile makes of a running softmax."""
+
+    top: Float[Tensor, "row"]
+    total: Float[Tensor, "row"]
+    index: Int[Tensor, "row"]
+    weights: Float[Tensor, "row tile"]
+    cross: Float[Tensor, "row"] | None
+
+
+@region
+def _absorb(
+    logits: Tensor,
+    top: Tensor,
+    total: Tensor,
+    softcap: float | None,
+    kind: torch.dtype,
+    entropy: bool,
+) -> _Seen:
+    """Weigh a tile against the softmax so far; as one kernel, two passes over memory, not ten.
+
+    `index` is where the tile's largest logit is, `cross` the tile's sum of weight * logit.
+    """
+    scaled = logits.to(_wide(logits.dtype))
+    if softcap is not None:
+        scaled = scaled.div_(softcap).tanh_().mul_(softcap)
+    scaled = scaled.mul_(_LOG2E)
+    here, index = top_entries(scaled)
+    higher = torch.maximum(top, here)
+    scaled = scaled.sub_(higher[:, None])
+    weights = scaled.exp2() if entropy else scaled.exp2_()
+    cross = torch.linalg.vecdot(weights, scaled) if entropy else None
+    total = total * (top - higher).exp2() + weights.sum(-1)
+    return _Seen(higher, total, index, weights.to(kind), cross)
 
 
 class _Pick:
@@ -207,22 +229,16 @@ class _Pick:
         self.found = torch.where(inside, here, self.found)
 
 
-def _logits(x: Tensor, head: Tensor, softcap: float | None) -> Tensor:
-    """Return logits in base 2, in fp32 or wider."""
-    logits = matmul_t(x, head).to(_wide(x.dtype))
-    if softcap is not None:
-        logits.div_(softcap).tanh_().mul_(softcap)
-    return logits.mul_(_LOG2E)
-
-
 def top_entries(
     logits: Float[Tensor, "row vocab"],
 ) -> tuple[Float[Tensor, "row"], Int[Tensor, "row"]]:
     """Return the largest entry of each row and its index, the first one among equals.
 
     Finds the value per group of columns first: several times faster on a CPU than `max`, which
-    carries the index through the whole row.
+    carries the index through the whole row. A compiler fuses `max` with what comes next.
     """
+    if torch.compiler.is_compiling():
+        return logits.max(-1)
     rows, columns = logits.shape
     width = next((w for w in (64, 32, 16) if columns % w == 0), columns)
     groups = logits.view(rows, -1, width)
@@ -244,7 +260,7 @@ def _vocab_tiles(x: Tensor, head: Tensor) -> Iterator[slice]:
     """Yield slices of the vocabulary such that a tile of logits keeps to its bytes."""
     budget = _TILE_BYTES.get(x.device.type, _TILE_BYTES_ACCELERATOR)
     widest = max(len(x), head.shape[1])
-    step = max(256, budget // (4 * widest) // 256 * 256)
+    step = max(256, budget // (x.element_size() * widest) // 256 * 256)
     for start in range(0, len(head), step):
         yield slice(start, min(start + step, len(head)))
 

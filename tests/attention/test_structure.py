@@ -8,7 +8,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from attention.packings import RULES, random_layout
 from speculators.attention.layout import BlockLayout, MaskRule
-from speculators.attention.masks import anchored_block_mask
+from speculators.attention.masks import anchored_block_mask, dense_mask
 from speculators.attention.structure import block_mask
 
 LISTS = ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices",
@@ -29,6 +29,19 @@ def test_equals_create_block_mask(seed: int, rule: MaskRule) -> None:
     assert built.seq_lengths == reference.seq_lengths
     for name in LISTS:
         assert torch.equal(getattr(built, name), getattr(reference, name)), name
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("rule", [*RULES, MaskRule(window=300)], ids=str)
+def test_its_predicate_is_the_mask(seed: int, rule: MaskRule) -> None:
+    layout = random_layout(seed, max_tokens=350, max_block=14)
+    queries, keys = (
+        torch.arange(layout.num_queries)[:, None],
+        torch.arange(layout.sequence_length + layout.num_slots),
+    )
+    zero = torch.zeros((), dtype=torch.int64)
+    seen = block_mask(layout, rule).mask_mod(zero, zero, queries, keys[None])
+    assert torch.equal(seen, dense_mask(layout, rule))
 
 
 def test_blocks_larger_than_a_tile() -> None:
