@@ -25,6 +25,7 @@ from speculators.data.types import PackedBatch
 from speculators.modules.parts import observed
 from speculators.training.devices import describe_device
 from speculators.training.live_bytes import LiveBytes
+from speculators.training.memory import DevicePeak
 from speculators.training.profile_report import Profile, profile_table, summary
 
 PROFILE_FILE, TRACE_FILE = "profile.json", "trace.json"
@@ -82,8 +83,7 @@ class _Watch:
         )
         self._path: list[str] = []
         self._step = -1
-        self._live: LiveBytes | None = None
-        self._base_bytes = 0
+        self._memory: LiveBytes | DevicePeak | None = None
         self._seconds: dict[str, float] = {}
         self._bytes: dict[str, int] = {}
         self._rows: list[PackedBatch] = []
@@ -175,16 +175,16 @@ class _Watch:
                 yield
             tracing.export_chrome_trace(str(self._trace))
         elif self._device.type == "cuda":
-            self._base_bytes = torch.cuda.memory_allocated(self._device)
+            self._memory = DevicePeak(self._device)
             yield
         else:
-            with LiveBytes() as self._live:
+            with LiveBytes() as self._memory:
                 yield
 
     @contextmanager
     def _measuring(self, path: str) -> Iterator[None]:
-        memory = self._step == self._num_steps + 2
-        before = self._begin_memory() if memory else 0
+        memory = self._memory if self._step == self._num_steps + 2 else None
+        before = memory.begin() if memory is not None else 0
         self._wait()
         start = time.perf_counter()
         yield
@@ -192,24 +192,8 @@ class _Watch:
         if self._timing:
             seconds = time.perf_counter() - start
             self._seconds[path] = self._seconds.get(path, 0.0) + seconds
-        if memory:
-            self._bytes[path] = max(self._bytes.get(path, 0), self._end_memory(before))
-
-    def _begin_memory(self) -> int:
-        if self._live is not None:
-            return self._live.begin()
-        if self._device.type != "cuda":
-            return 0
-        before = torch.cuda.max_memory_allocated(self._device)
-        torch.cuda.reset_peak_memory_stats(self._device)
-        return before
-
-    def _end_memory(self, before: int) -> int:
-        if self._live is not None:
-            return self._live.end(before)
-        if self._device.type != "cuda":
-            return 0
-        return torch.cuda.max_memory_allocated(self._device) - self._base_bytes
+        if memory is not None:
+            self._bytes[path] = max(self._bytes.get(path, 0), memory.end(before))
 
     def _wait(self) -> None:
         if self._device.type != "cpu":

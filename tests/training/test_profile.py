@@ -13,6 +13,7 @@ import torch
 
 from speculators.console import open_console
 from speculators.modules.parts import observed, part
+from speculators.training.memory import DevicePeak
 from speculators.training.profile import watched_steps
 from training.test_with_dflash import REDUCED, config, drafter
 from training.toy import toy_trainer
@@ -55,6 +56,42 @@ def test_memory_of_a_part_is_at_most_that_of_what_it_belongs_to(watched: tuple[P
     found = json.loads((watched[0] / "profile.json").read_text())["peak_bytes"]
     assert found["step"] == max(found.values())
     assert found["step/forward"] >= found["step/forward/layers"] > 0
+
+
+def test_a_device_keeps_the_peaks_of_parts_inside_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an allocator that, as CUDA's, has one peak for all."""
+    now, peak = 100, 100
+
+    def allocate(size: int) -> None:
+        nonlocal now, peak
+        now += size
+        peak = max(peak, now)
+
+    def reset(_: object) -> None:
+        nonlocal peak
+        peak = now
+
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: now)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: peak)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset)
+    allocate(900)  # before the step
+    allocate(-900)
+    memory = DevicePeak(torch.device("cuda"))
+    step, found = memory.begin(), {}
+    for name, high in (("forward", 50), ("backward", 30), ("optimizer", 5)):
+        before = memory.begin()
+        allocate(high)
+        if name == "forward":
+            inner = memory.begin()
+            allocate(-high)
+            allocate(20)
+            found["layers"] = memory.end(inner)
+            allocate(-20)
+        else:
+            allocate(-high)
+        found[name] = memory.end(before)
+    found["step"] = memory.end(step)
+    assert found == {"layers": 50, "forward": 50, "backward": 30, "optimizer": 5, "step": 50}
 
 
 def test_the_trace_names_the_parts(watched: tuple[Path, str]) -> None:
