@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from speculators.config.loading import load_run_config
 from speculators.config.schema import Config
-from speculators.errors import SpeculatorsError
+from speculators.errors import LaunchError, SpeculatorsError
 from speculators.launch import train
 from speculators.launch.agent import SIGNALS
 from speculators.launch.handover import ARGV_FILE, CONFIG_FILE, Handover
@@ -32,7 +32,9 @@ def main(folder: Path) -> int:
     try:
         config = load_run_config(folder / CONFIG_FILE)
         argv = json.loads((folder / ARGV_FILE).read_text(encoding="utf-8"))
-        device = _own_device(config.device, int(os.environ["LOCAL_RANK"]))
+        device = own_device(
+            config.device, int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+        )
         train.run(dataclasses.replace(config, device=str(device)), argv, _join(config, device))
     except SpeculatorsError as error:
         Handover(folder.parent).report(rank, str(error), error.exit_code)
@@ -43,14 +45,34 @@ def main(folder: Path) -> int:
     return 0
 
 
-def _own_device(name: str, local_rank: int) -> torch.device:
-    """Return the device of this process: the one of its number, where there are several."""
+def own_device(name: str, local_rank: int, num_processes: int) -> torch.device:
+    """Return the device of a process: the one of its number, where there are several.
+
+    Args:
+        name: as configured.
+        local_rank: number of the process on this machine.
+        num_processes: processes on this machine.
+
+    Raises:
+        LaunchError: there are more processes than devices for them.
+    """
     device = choose_device(name)
-    if device.type == "cpu" or device.index is not None:
+    if device.type == "cpu":
         return device
-    device = choose_device(f"{device.type}:{local_rank}")
-    torch.accelerator.set_device_index(local_rank)
-    return device
+    if device.index is not None and num_processes > 1:
+        raise LaunchError(
+            f"device={name}: one device for launcher.num_processes={num_processes}: use "
+            f"device={device.type}, which gives each process its own"
+        )
+    found = torch.accelerator.device_count()
+    if num_processes > found:
+        raise LaunchError(
+            f"launcher.num_processes={num_processes}: each needs a device of its own, and this "
+            f"machine has {found} ({device.type}); use {found} or fewer, or device=cpu"
+        )
+    index = local_rank if device.index is None else device.index
+    torch.accelerator.set_device_index(index)
+    return torch.device(device.type, index)
 
 
 def _join(config: Config, device: torch.device) -> Ranks:

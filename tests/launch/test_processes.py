@@ -12,10 +12,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from speculators.config.composition import compose
+from speculators.errors import LaunchError
 from speculators.launch.handover import Handover
 from speculators.launch.processes import _environment
+from speculators.launch.worker import own_device
 
 ROOT = Path(__file__).parents[2]
 SMALL = (
@@ -94,6 +97,25 @@ def test_workers_have_time_whoever_repeats_a_signal(tmp_path: Path) -> None:
 def test_a_signal_has_as_much_time_as_a_gradient() -> None:
     config = compose("train", ["launcher=ddp", "launcher.timeout_seconds=77.5"])
     assert _environment(config)["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "78"
+
+
+def test_each_process_has_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.accelerator, "set_device_index", chosen.append)
+    monkeypatch.setattr("speculators.launch.worker.choose_device", torch.device)
+    assert own_device("cpu", 3, 4) == torch.device("cpu")
+    assert own_device("cuda", 1, 2) == torch.device("cuda", 1)
+    assert own_device("cuda:1", 0, 1) == torch.device("cuda", 1)
+    assert chosen == [1, 1]
+    with pytest.raises(LaunchError) as error:
+        own_device("cuda", 0, 3)
+    assert str(error.value) == (
+        "launcher.num_processes=3: each needs a device of its own, and this machine has 2 (cuda); "
+        "use 2 or fewer, or device=cpu"
+    )
+    with pytest.raises(LaunchError, match=r"device=cuda:1: one device for "):
+        own_device("cuda:1", 0, 2)
 
 
 def test_torchrun_is_told_what_to_type(tmp_path: Path) -> None:
