@@ -33,11 +33,10 @@ test-notebooks: $(VENV)/.installed-docs  ## every notebook, from top to bottom
 test-vllm: $(VENV)/.installed-dev | $(BUILT_VLLM)  ## the tests against a real vLLM, which is built first
 	OMP_NUM_THREADS=1 VLLM=$(VLLM) $(BIN)/python -m pytest -m vllm tests/vllm
 
-check: $(VENV)/.installed-dev  ## format, lint, types, layers
+check: $(VENV)/.installed-dev  ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
-	$(BIN)/python -m pytest -q tests/test_layers.py
 
 docs: $(VENV)/.installed-docs  ## the documentation site, strictly, into outputs/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet

@@ -275,6 +275,7 @@ def test_upload_is_one_folder_with_its_card(run_folder: Path, tmp_path: Path) ->
     assert again.keys() == trained.keys()
 
 
+@pytest.mark.slow
 def test_a_refused_upload_leaves_a_complete_folder(run_folder: Path, tmp_path: Path) -> None:
     hub, output = HubStandIn(TOKEN), tmp_path / "new"
     with serving(hub) as address:

@@ -176,7 +176,9 @@ def test_a_server_that_is_too_slow_is_stopped(program: list[str], port: int) -> 
         server.wait_until_ready(0.01, said.append)
 
 
-@pytest.mark.parametrize("passed_on", [(), ("--", "--enforce-eager")])
+@pytest.mark.parametrize(
+    "passed_on", [pytest.param((), marks=pytest.mark.slow), ("--", "--enforce-eager")]
+)
 def test_the_command_serves_until_a_signal(
     program: list[str], port: int, tmp_path: Path, passed_on: tuple[str, ...]
 ) -> None:

@@ -185,6 +185,7 @@ def test_trackio(tmp_path: Path, untracked: bytes, trackio_folder: Path) -> None
     assert configs[0]["provenance"]["git"] == {"commit": "abc"}
 
 
+@pytest.mark.slow
 def test_mlflow(tmp_path: Path, untracked: bytes) -> None:
     from mlflow.tracking import MlflowClient
 
