@@ -21,6 +21,8 @@ _KEPT_SCORES = 256 * 2**20
 """Structured attention keeps the scores of a layer up to this size, else forms them again."""
 _LOGIT_COPIES = 9
 """Tensors of a chunk's size that terms over whole rows of logits hold at one time (measured)."""
+TILE_BYTES = {2: (8.1, 14.1), 4: (8.1, 12.1)}
+"""Bytes per logit of a tile, `ce` alone and with `kl`, by the bytes of a number; not fused."""
 
 
 @dataclass(frozen=True)
@@ -256,9 +258,13 @@ def head_cost(
     forward, backward = slots * (2 if tiled or not trained else 1) + bases, 0.0
     if tiled:
         forward += bases
-        rows, most = (8192, 512 * 2**20) if work.accelerator else (512, 4 * 2**20)
-        tile = min(most, 4.0 * min(slots, rows) * vocabulary)
-        working = 2.5 * tile + 4 * _WIDE * slots * width if compares else 1.4 * tile
+        if work.accelerator:
+            logits = min(512 * 2**20 / work.item, min(slots, 8192) * vocabulary)
+            working = logits * TILE_BYTES[work.item][compares]
+        else:
+            tile = min(4 * 2**20, 4.0 * min(slots, 512) * vocabulary)
+            working = (2.5 if compares else 1.4) * tile
+        working += 4 * _WIDE * slots * width if compares else 0.0
     else:
         most = 512 * 2**20 if work.accelerator else 8 * 2**20
         working = _LOGIT_COPIES * min(most, 4.0 * slots * vocabulary)

@@ -10,8 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from plan.drafters import make_drafter, make_row, workload_of
 from speculators.algorithms.base import StepContext
+from speculators.algorithms.cost import TILE_BYTES
 from speculators.config.schema.speculator import LossWeights
-from speculators.modules import gemm
+from speculators.modules import gemm, partition
 from speculators.training.live_bytes import LiveBytes
 
 CE, TV = LossWeights(ce=1.0), LossWeights(tv=1.0)
@@ -80,3 +81,23 @@ def test_supervised_slots_are_those_inside_documents() -> None:
         row.document_ids[target.clamp(max=1023)] == row.document_ids[starts][:, None]
     )
     assert work.supervised_slots(len(starts), 7) == pytest.approx(int(inside.sum()), rel=0.02)
+
+
+@pytest.mark.parametrize("number_format", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("compares", [False, True], ids=["ce", "kl"])
+def test_a_tile_of_the_vocabulary_holds_what_is_planned(
+    compares: bool, number_format: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where tiles are large, as on an accelerator, they are most of what a step adds at once."""
+    rows, columns = 512, 4096
+    size = number_format.itemsize
+    monkeypatch.setitem(partition._TILE_BYTES, "cpu", size * rows * columns)
+    head = torch.randn(4 * columns, 64).to(number_format)
+    x, labels = head[:rows].clone(), torch.arange(rows)
+    with LiveBytes() as live:
+        if compares:
+            partition.expectation(x, head, head)
+        else:
+            partition.partition(x.requires_grad_(), head, labels)
+    planned = rows * columns * TILE_BYTES[size][compares]
+    assert live.peak == pytest.approx(planned, rel=0.1)
