@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -74,3 +77,24 @@ def test_nothing_is_compiled_unless_asked_for() -> None:
     before = compiling.num_graphs()
     assert twice(3) == 6
     assert (calls, compiling.num_graphs()) == ([3], before)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")
+def test_a_pass_that_fails_on_gpus_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings: Any = importlib.import_module("torch._inductor.config")
+    if not hasattr(settings.triton, "mix_order_reduction"):
+        pytest.skip("this torch has no such pass")
+    seen: list[bool] = []
+
+    def inner(graph: Any, inputs: Any, **options: Any) -> Any:
+        seen.append(settings.triton.mix_order_reduction)
+        return lambda *values: graph(*values)
+
+    fx: Any = importlib.import_module("torch._inductor.compile_fx")
+    backend = partial(fx.compile_fx, inner_compile=inner)
+    dynamo: Any = importlib.import_module("torch._dynamo")
+    monkeypatch.setattr(dynamo, "lookup_backend", lambda name: backend)
+    weight = torch.ones(3, requires_grad=True)
+    compiling.compile_counted(torch.sin)(weight).sum().backward()
+    assert seen == [False, False]  # forward and backward pass
