@@ -89,8 +89,9 @@ def test_a_pass_that_fails_on_gpus_is_left_out(monkeypatch: pytest.MonkeyPatch) 
 
     def inner(graph: Any, inputs: Any, **options: Any) -> Any:
         seen.append(settings.triton.mix_order_reduction)
-        return lambda *values: graph(*values)
+        return functorch.make_boxed_func(graph.forward)
 
+    functorch: Any = importlib.import_module("functorch.compile")
     fx: Any = importlib.import_module("torch._inductor.compile_fx")
     backend = partial(fx.compile_fx, inner_compile=inner)
     dynamo: Any = importlib.import_module("torch._dynamo")
