@@ -118,6 +118,16 @@ def test_a_stage_that_wrote_nothing_leaves_no_run_directory(tmp_path: Path) -> N
     assert [path.name for path in (tmp_path / "runs" / "mine").iterdir()] == ["seen.txt"]
 
 
+def test_an_output_dir_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("mine")
+    done = run(STAGE, "output_dir=notes", cwd=tmp_path)
+    assert done.returncode == 6
+    assert done.stderr == (
+        "error: output_dir: notes cannot be written (File exists): choose another output_dir\n"
+    )
+    assert (tmp_path / "notes").read_text() == "mine"
+
+
 def test_hydra_full_error_shows_where_it_came_from(tmp_path: Path) -> None:
     done = run(STAGE, "seed=3", cwd=tmp_path, HYDRA_FULL_ERROR="1")
     assert done.returncode == 1

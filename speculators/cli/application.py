@@ -38,15 +38,18 @@ class Task:
         argv: the command line, for the record.
         start: names this start among all starts of a sweep.
         error: what stopped a single run.
+        reached: whether Hydra came as far as running it in this process.
     """
 
     command: Command
     argv: tuple[str, ...]
     start: str = field(default_factory=lambda: uuid.uuid4().hex)
     error: SpeculatorsError | None = None
+    reached: bool = False
 
     def __call__(self, composed: Any) -> Any:
         """Run the stage on a composed configuration and return its objective."""
+        self.reached = True
         state = HydraConfig.get()
         folder = state.runtime.output_dir
         if state.mode is RunMode.MULTIRUN:
@@ -107,6 +110,13 @@ def start(command: Command, arguments: Sequence[str], passed_on: Sequence[str] =
             task.error = stopped.error
         except HydraException as error:
             raise ConfigError(one_line(error)) from error
+        except OSError as error:
+            if task.reached or error.filename is None:
+                raise
+            raise LaunchError(
+                f"output_dir: {error.filename} cannot be written ({error.strerror}): choose "
+                "another output_dir"
+            ) from error
         except Exception as error:
             # A sweeper, or a launcher, that gives up because runs failed: they say why.
             _conclude(task, cause=error)
