@@ -190,6 +190,7 @@ def test_a_search_whose_runs_fail_says_why(place: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_any_multirun_has_a_ledger(place: Path) -> None:
     folder = f"hydra.sweep.dir={place / 'outputs' / 'sweeps' / 'mine'}"
     assert start(place, "-m", "optimizer.lr=0.2,0.4", "seed=1", folder).returncode == 0

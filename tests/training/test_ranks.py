@@ -107,7 +107,7 @@ def test_two_ranks_are_two_rows_of_one_process(
     }
 
 
-@pytest.mark.parametrize("launcher", ["ddp", "fsdp"])
+@pytest.mark.parametrize("launcher", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
 def test_a_run_goes_on_with_another_number_of_ranks(launcher: str, tmp_path: Path) -> None:
     """2 ranks, 1 process, 2 ranks: stopped twice by states that ran out on one rank."""
     optimizer, settings = AdamWConfig(lr=0.01), {"epochs": 4, "log_every_steps": 1}

@@ -166,6 +166,7 @@ def test_shards_are_put_together_in_the_background(tmp_path: Path) -> None:
     assert {t.dtype for t in shards["master"].values()} == {torch.float32}
 
 
+@pytest.mark.slow
 def test_kill_9_while_shards_are_written(tmp_path: Path) -> None:
     run_distributed(train, 2, sharded(tmp_path / "whole", checkpoint_every_steps=1))
     killed = sharded(tmp_path / "killed", checkpoint_every_steps=1)
