@@ -75,6 +75,7 @@ sys.exit(143)
 """
 
 
+@pytest.mark.slow
 def test_workers_have_time_whoever_repeats_a_signal(tmp_path: Path) -> None:
     """Left to itself, torchrun dies of a third signal and leaves its workers behind."""
     (tmp_path / "stubborn.py").write_text(STUBBORN)

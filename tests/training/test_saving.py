@@ -109,6 +109,7 @@ def train_where_one_disk_is_full(ranks: Ranks, config: Config) -> None:
     Path(config.output_dir, f"said-{ranks.rank}").write_text(str(error.value))
 
 
+@pytest.mark.slow
 def test_every_rank_says_which_one_could_not_write_its_part(tmp_path: Path) -> None:
     run_distributed(
         train_where_one_disk_is_full, 2, sharded(tmp_path, checkpoint_every_steps=1, max_steps=9)
