@@ -21,8 +21,8 @@ _KEPT_SCORES = 256 * 2**20
 """Structured attention keeps the scores of a layer up to this size, else forms them again."""
 _LOGIT_COPIES = 9
 """Tensors of a chunk's size that terms over whole rows of logits hold at one time (measured)."""
-TILE_BYTES = {2: (8.1, 14.1), 4: (8.1, 12.1)}
-"""Bytes per logit of a tile, `ce` alone and with `kl`, by the bytes of a number; not fused."""
+BYTES_PER_LOGIT = {2: (8.1, 14.1), 4: (8.1, 12.1)}
+"""Working memory of a tile, not fused: `ce` alone and with `kl`, by the bytes of a number."""
 
 
 @dataclass(frozen=True)
@@ -260,7 +260,7 @@ def head_cost(
         forward += bases
         if work.accelerator:
             logits = min(512 * 2**20 / work.item, min(slots, 8192) * vocabulary)
-            working = logits * TILE_BYTES[work.item][compares]
+            working = logits * BYTES_PER_LOGIT[work.item][compares]
         else:
             tile = min(4 * 2**20, 4.0 * min(slots, 512) * vocabulary)
             working = (2.5 if compares else 1.4) * tile

@@ -18,7 +18,7 @@ from speculators.modules.parts import part
 
 _MOST_SHAPES = 128
 _NARROWEST = 16
-"""Head sizes below this are none a GPU's matrix units take."""
+"""A GPU's matrix units take no narrower heads."""
 
 
 @part("attention")

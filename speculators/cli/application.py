@@ -110,14 +110,14 @@ def start(command: Command, arguments: Sequence[str], passed_on: Sequence[str] =
             task.error = stopped.error
         except HydraException as error:
             raise ConfigError(one_line(error)) from error
-        except OSError as error:
-            if task.reached or error.filename is None:
-                raise
-            raise LaunchError(
-                f"output_dir: {error.filename} cannot be written ({error.strerror}): choose "
-                "another output_dir"
-            ) from error
         except Exception as error:
+            # In a multirun other processes run the task, so what failed is not known here.
+            alone = not get_args(list(arguments)).multirun
+            if alone and isinstance(error, OSError) and error.filename and not task.reached:
+                raise LaunchError(
+                    f"output_dir: {error.filename} cannot be written ({error.strerror}): choose "
+                    "another output_dir"
+                ) from error
             # A sweeper, or a launcher, that gives up because runs failed: they say why.
             _conclude(task, cause=error)
             raise

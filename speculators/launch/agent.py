@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
 def _hear_one_signal() -> None:
     """Let torchrun's handler have the first signal, and none after it."""
     number = signal.Signals(signal.sigwait(SIGNALS))
-    if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+    if signal.getsignal(number) in (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler):
         os._exit(128 + number)  # it is not there yet, and neither are workers
     _thread.interrupt_main(number)
 

@@ -89,5 +89,6 @@ def _counting_backend(graph: Any, inputs: Any, **options: Any) -> Callable[..., 
     # This pass, for GPUs alone, cannot split sizes like 32 * (anchors + 1) and fails (CantSplit) on
     # the backward pass of long rows. It would spare a norm's gradient one pass over memory.
     if hasattr(settings.triton, "mix_order_reduction"):
-        options["config_patches"] = {"triton.mix_order_reduction": False}
+        patches = {"triton.mix_order_reduction": False, **options.pop("config_patches", {})}
+        options["config_patches"] = patches
     return dynamo.lookup_backend("inductor")(graph, inputs, **options)

@@ -278,8 +278,9 @@ def new_stager(device: torch.device) -> DefaultStager:
 
 def _unwritten(aside: Path, error: CheckpointException) -> str:
     rank, (reason, _) = next(iter(sorted(error.failures.items())))
+    first = str(reason).partition("\n")[0]
     return (
-        f"{aside.parent}: rank {rank} cannot write its part of a checkpoint: {reason}; nothing "
+        f"{aside.parent}: rank {rank} cannot write its part of a checkpoint: {first}; nothing "
         "half-written was left, make room or choose another output_dir and start again"
     )
 

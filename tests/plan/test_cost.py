@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from plan.drafters import make_drafter, make_row, workload_of
 from speculators.algorithms.base import StepContext
-from speculators.algorithms.cost import TILE_BYTES
+from speculators.algorithms.cost import BYTES_PER_LOGIT
 from speculators.config.schema.speculator import LossWeights
 from speculators.modules import gemm, partition
 from speculators.training.live_bytes import LiveBytes
@@ -99,5 +99,5 @@ def test_a_tile_of_the_vocabulary_holds_what_is_planned(
             partition.expectation(x, head, head)
         else:
             partition.partition(x.requires_grad_(), head, labels)
-    planned = rows * columns * TILE_BYTES[size][compares]
+    planned = rows * columns * BYTES_PER_LOGIT[size][compares]
     assert live.peak == pytest.approx(planned, rel=0.1)
